@@ -1,0 +1,61 @@
+"""Priced blocks: what the worker hands to the ledger sink on ``usage.priced``.
+
+A block covers a run of source offsets ``[first_offset, next_offset)`` of one partition without
+a hole; rejected, duplicate and forwarded records lie inside the range and have no row. Blocks of
+one partition join end to end, so a reader notices a missing one.
+"""
+
+import msgspec
+
+from pipeline.core.errors import CorruptRecord
+from pipeline.core.events import Event
+
+BLOCK_VERSION = 1
+
+EVENT_COLUMNS: tuple[str, ...] = Event.__struct_fields__
+PRICE_COLUMNS: tuple[str, ...] = (
+    "source_offset",
+    "recorded_at_ms",
+    "cost_nano",
+    "rate_id",
+    "price_status",
+    "price_estimated",
+)
+ROW_COLUMNS: tuple[str, ...] = EVENT_COLUMNS + PRICE_COLUMNS
+
+
+class PricedBlock(msgspec.Struct, array_like=True, gc=False):
+    """``rows`` hold the values of ``ROW_COLUMNS`` in that order; ``cost_nano`` may be None."""
+
+    version: int
+    epoch: int
+    topic: str
+    partition: int
+    first_offset: int
+    next_offset: int
+    rows: list[tuple]  # type: ignore[type-arg]
+    rejected: list[int]
+    duplicates: list[int]
+    forwarded: list[int]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(PricedBlock)
+
+
+def encode_block(block: PricedBlock) -> bytes:
+    """The block as MessagePack."""
+    return _encoder.encode(block)
+
+
+def decode_block(value: bytes) -> PricedBlock:
+    """The block in ``value``; raises ``CorruptRecord`` when it is none this code can read."""
+    try:
+        block = _decoder.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CorruptRecord(f"not a priced block: {error}") from error
+    if block.version != BLOCK_VERSION:
+        raise CorruptRecord(
+            f"priced block of version {block.version}; this release reads {BLOCK_VERSION}"
+        )
+    return block

@@ -1,0 +1,82 @@
+"""Reading a topic from its start to where it ends now, committed records only."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.structs import ConsumerRecord
+
+from pipeline.core.errors import TallyportError
+
+READ_TIMEOUT_S = 60.0
+
+
+class ReadTimedOut(TallyportError):
+    """A topic's end was not reached in time."""
+
+
+async def read_to_end(
+    client: Mapping[str, Any],
+    topic: str,
+    partitions: Iterable[int] | None = None,
+    start: Mapping[int, int] | None = None,
+    timeout_s: float = READ_TIMEOUT_S,
+) -> AsyncIterator[list[ConsumerRecord]]:
+    """Yields slices (records of one partition, in order) up to the end seen at the call.
+
+    ``client`` holds aiokafka's connection arguments (``bootstrap_servers`` and security).
+    ``start`` gives offsets to start from; the earliest otherwise. The end is the last stable
+    offset, so a transaction that is still open bounds it. Raises ``ReadTimedOut`` after
+    ``timeout_s`` without progress.
+    """
+    consumer = AIOKafkaConsumer(
+        **client,
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        fetch_max_wait_ms=50,
+        max_partition_fetch_bytes=8 * 1024 * 1024,
+    )
+    await consumer.start()
+    try:
+        if partitions is None:
+            found = consumer.partitions_for_topic(topic) or await _partitions(consumer, topic)
+            partitions = sorted(found)
+        assigned = [TopicPartition(topic, p) for p in partitions]
+        consumer.assign(assigned)
+        ends = await consumer.end_offsets(assigned)
+        for tp in assigned:
+            if start is not None and tp.partition in start:
+                consumer.seek(tp, start[tp.partition])
+            else:
+                await consumer.seek_to_beginning(tp)
+        open_tps = [tp for tp in assigned if await consumer.position(tp) < ends[tp]]
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while open_tps:
+            batches = await consumer.getmany(*open_tps, timeout_ms=200)
+            if batches:
+                deadline = asyncio.get_running_loop().time() + timeout_s
+            for tp, records in batches.items():
+                records = [r for r in records if r.offset < ends[tp]]
+                if records:
+                    yield records
+            open_tps = [tp for tp in open_tps if await consumer.position(tp) < ends[tp]]
+            if open_tps and asyncio.get_running_loop().time() > deadline:
+                tp = open_tps[0]
+                raise ReadTimedOut(
+                    f"no record of {tp.topic} partition {tp.partition} arrived for "
+                    f"{timeout_s:.0f} s (at offset {await consumer.position(tp)} of {ends[tp]})"
+                )
+    finally:
+        await consumer.stop()
+
+
+async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
+    topics = await consumer.topics()
+    if topic not in topics:
+        raise TallyportError(f"topic {topic} does not exist; run `tallyport topics`")
+    found = consumer.partitions_for_topic(topic)
+    if not found:
+        raise TallyportError(f"topic {topic} shows no partitions")
+    return found
