@@ -41,8 +41,7 @@ async def read_to_end(
     await consumer.start()
     try:
         if partitions is None:
-            found = consumer.partitions_for_topic(topic) or await _partitions(consumer, topic)
-            partitions = sorted(found)
+            partitions = sorted(await _partitions(consumer, topic))
         assigned = [TopicPartition(topic, p) for p in partitions]
         consumer.assign(assigned)
         ends = await consumer.end_offsets(assigned)
@@ -73,10 +72,9 @@ async def read_to_end(
 
 
 async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
-    topics = await consumer.topics()
-    if topic not in topics:
-        raise TallyportError(f"topic {topic} does not exist; run `tallyport topics`")
-    found = consumer.partitions_for_topic(topic)
+    # The public ``topics()`` drops the partitions that the same answer carries.
+    cluster = await consumer._client.fetch_all_metadata()  # pyright: ignore[reportPrivateUsage]
+    found = cluster.partitions_for_topic(topic)
     if not found:
-        raise TallyportError(f"topic {topic} shows no partitions")
+        raise TallyportError(f"topic {topic} does not exist; run `tallyport topics`")
     return found

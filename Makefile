@@ -1,0 +1,59 @@
+# The commands of a working copy. Everything lives in .venv; nothing is installed elsewhere but
+# the embedded Kafka's jars, which go to the user's cache.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+VENV := .venv/.made
+PACKAGES := .venv/.packages
+PROJECT := .venv/.project
+
+.PHONY: help install demo test lint unit format bench lock clean
+
+help: ## show this list
+	@sed -nE 's/^([a-z]+):.*## (.*)$$/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+install: $(PROJECT) ## make .venv with the locked packages, and fetch the embedded Kafka
+	@timeout 600 $(BIN)/python -m pipeline.ops.kafka_jars
+
+$(VENV):
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
+	timeout 120 $(PYTHON) -m venv .venv
+	@touch $@
+
+$(PACKAGES): requirements.lock $(VENV)
+	timeout 900 $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+$(PROJECT): pyproject.toml $(PACKAGES)
+	timeout 120 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: install ## the main job in about a minute, audited at the end
+	$(BIN)/tallyport demo
+
+test: install lint unit ## everything that CI runs
+
+lint: install ## ruff and pyright
+	timeout 120 $(BIN)/ruff check .
+	timeout 120 $(BIN)/ruff format --check .
+	timeout 300 $(BIN)/pyright
+
+unit: install ## the tests alone; ARGS goes to pytest
+	timeout --kill-after=30 900 $(BIN)/python -m pytest $(ARGS)
+
+format: install ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## the benchmarks
+	$(BIN)/tallyport bench
+
+lock: ## resolve the dependencies anew into requirements.lock (needs uv)
+	uv pip compile pyproject.toml --extra all --group dev --universal --python-version 3.11 --upgrade \
+	  --generate-hashes --no-header --no-emit-index-url --no-annotate --quiet -o requirements.lock
+
+clean: ## remove .venv and caches
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,56 @@
+"""What each part may do on Kafka, no more than it needs: for ``topics --print``."""
+
+from typing import NamedTuple
+
+from pipeline.stream.topics import Topics
+
+
+class Acl(NamedTuple):
+    """One grant; ``pattern`` is ``literal`` or ``prefixed``, ``resource`` as Kafka names it."""
+
+    part: str
+    operation: str
+    resource: str
+    name: str
+    pattern: str = "literal"
+
+
+_READS = {
+    "worker": (
+        "events", "policies", "rates", "partials", "totals", "ids", "rules", "registry", "epoch",
+        "state",
+    ),
+    "sink": ("priced", "epoch"),
+    "api": ("events", "priced", "state"),
+    "budgets": ("policies", "registry", "state"),
+    "prices": ("rates",),
+    "watch and SDK": ("state",),
+    "audit": ("events", "rates", "rules", "epoch", "totals", "state", "policies", "registry"),
+}  # fmt: skip
+_WRITES = {
+    "worker": (
+        "events", "rejected", "priced", "partials", "totals", "ids", "rules", "registry", "state",
+    ),
+    "budgets": ("policies",),
+    "prices": ("rates",),
+    "services and emit": ("events",),
+}  # fmt: skip
+
+
+def acls(topics: Topics) -> list[Acl]:
+    """Every grant of every part. Read and Write on a topic include Describe."""
+    found = [
+        Acl(part, operation, "Topic", getattr(topics, name))
+        for operation, table in (("Read", _READS), ("Write", _WRITES))
+        for part, names in table.items()
+        for name in names
+    ]
+    found += [
+        Acl("worker", "Read", "Group", topics.worker_group),
+        Acl("worker", "Write", "TransactionalId", topics.transactional_id_prefix, "prefixed"),
+        Acl("sink", "Read", "Group", topics.sink_group),
+        Acl("api", "Describe", "Group", topics.sink_group),
+    ]
+    for operation in ("Create", "Describe", "DescribeConfigs"):
+        found += [Acl("topics and up", operation, "Topic", name) for name in topics.names]
+    return sorted(found)

@@ -1,0 +1,234 @@
+"""``prices``: the rates on Kafka and the built-in book."""
+
+import secrets
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.cli.context import Kafka, on_kafka, settings
+from pipeline.cli.output import as_json, print_json, print_table
+from pipeline.cli.times import Time
+from pipeline.core.errors import ConfigurationError, TallyportError
+
+if TYPE_CHECKING:
+    from pipeline.core.rates import Rate, RateSet
+    from pipeline.settings import Settings
+
+_COLUMNS = ("rate_id", "kind", "provider", "model", "effective_from", "prices", "note")
+_KINDS = ("multiplier", "withdraws", "fx")
+_ARRIVAL_MARGIN_S = 10
+"""A rate that is to apply soon still has to reach Kafka, whose clock may differ a little."""
+
+_effective_from = click.option(
+    "--effective-from", type=Time(), help="When it begins; default: as soon as the lead allows."
+)
+_backdated = click.option(
+    "--backdated", is_flag=True, help="Let it begin in the past, for events taken from now on."
+)
+_rate_id = click.option("--id", "rate_id", help="The rate's id; default: one is made up.")
+
+
+@click.group()
+def prices() -> None:
+    """List, change and explain prices.
+
+    Rates are never changed: a later one takes over from an earlier one, or withdraws it.
+    """
+
+
+@prices.command("list")
+@as_json
+def list_(json_wanted: bool) -> None:
+    """List the rates that are used, and the records that are not, with the reason."""
+    from pipeline.core.rates import rate_record
+
+    configured = settings()
+    found = on_kafka(lambda kafka: _load(kafka, configured), configured)
+    used = [{"offset": item.offset, **rate_record(item.rate)} for item in found.used]
+    unused = [
+        {
+            "offset": item.offset,
+            "rate_id": item.rate_id,
+            "reason": item.reason,
+            "detail": item.detail,
+        }
+        for item in found.ignored
+    ]
+    if json_wanted:
+        print_json({"used": used, "unused": unused})
+        return
+    print_table([_shown(record) for record in used], _COLUMNS)
+    for item in unused:
+        click.echo(
+            f"not used: {item['rate_id'] or 'a record'} at offset {item['offset']}: "
+            f"{item['reason']}: {item['detail']}"
+        )
+
+
+async def _load(kafka: Kafka, configured: "Settings") -> "RateSet":
+    from pipeline.stream.rate_log import load_rates
+
+    return await load_rates(
+        kafka.client, kafka.topics.rates, configured.price_lead_s, configured.currency
+    )
+
+
+def _shown(record: dict[str, Any]) -> dict[str, Any]:
+    kind = next((kind for kind in _KINDS if kind in record), "price")
+    amounts = {
+        f"{name} per {basis.removeprefix('per_')}": amount
+        for basis in ("per_million", "per_second", "per_unit")
+        for name, amount in record.get(basis, {}).items()
+    }
+    text = ", ".join(f"{name} {amount}" for name, amount in amounts.items())
+    if kind != "price":
+        text = f"{record[kind]} at {record['rate']}" if kind == "fx" else str(record[kind])
+    note = "backdated" if record.get("backdated") else record.get("currency")
+    return {**record, "kind": kind, "prices": text, "note": note}
+
+
+@prices.command("set")
+@click.option("--provider", help="Exact, or with * and ? as a glob.")
+@click.option("--model", help="Exact, or with * and ? as a glob.")
+@click.option("--per-million", multiple=True, metavar="COUNTER=PRICE", help="Tokens, characters.")
+@click.option("--per-second", multiple=True, metavar="COUNTER=PRICE", help="audio_seconds.")
+@click.option("--per-unit", multiple=True, metavar="COUNTER=PRICE", help="request, images, …")
+@click.option("--currency", help="Of these prices; default: the deployment's.")
+@click.option("--multiplier", help="Instead of prices: a factor on the rate that applies.")
+@click.option("--fx", metavar="CURRENCY=RATE", help="Instead of prices: an exchange rate.")
+@_rate_id
+@_effective_from
+@_backdated
+@as_json
+def set_(
+    json_wanted: bool,
+    rate_id: str | None,
+    effective_from: datetime | None,
+    backdated: bool,
+    **given: Any,
+) -> None:
+    """Publish a rate, for example
+
+    \b
+    tallyport prices set --provider openai --model gpt-5-nano \\
+        --per-million input_tokens=0.05 --per-million output_tokens=0.40
+    """
+    configured = settings()
+    record = _common(configured, rate_id, effective_from, backdated) | _content(given)
+    _publish([record], configured, json_wanted)
+
+
+@prices.command()
+@click.argument("withdrawn", metavar="RATE_ID")
+@_rate_id
+@_effective_from
+@_backdated
+@as_json
+def withdraw(
+    withdrawn: str,
+    json_wanted: bool,
+    rate_id: str | None,
+    effective_from: datetime | None,
+    backdated: bool,
+) -> None:
+    """Let the rate RATE_ID apply no longer."""
+    configured = settings()
+    record = _common(configured, rate_id, effective_from, backdated) | {"withdraws": withdrawn}
+    _publish([record], configured, json_wanted)
+
+
+def _common(
+    configured: "Settings", rate_id: str | None, effective_from: datetime | None, backdated: bool
+) -> dict[str, Any]:
+    now = datetime.now(UTC).replace(microsecond=0)
+    earliest = now + timedelta(seconds=configured.price_lead_s + _ARRIVAL_MARGIN_S)
+    record: dict[str, Any] = {
+        "rate_id": rate_id or f"set-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
+        "effective_from": _rfc3339(effective_from or (now if backdated else earliest)),
+        "published_at": _rfc3339(now),
+    }
+    return {**record, "backdated": True} if backdated else record
+
+
+def _rfc3339(moment: datetime) -> str:
+    text = moment.astimezone(UTC).isoformat(
+        timespec="seconds" if not moment.microsecond else "auto"
+    )
+    return text.replace("+00:00", "Z")
+
+
+def _content(given: dict[str, Any]) -> dict[str, Any]:
+    record = {name: given[name] for name in ("provider", "model", "currency", "multiplier")}
+    record = {name: value for name, value in record.items() if value is not None}
+    for basis in ("per_million", "per_second", "per_unit"):
+        if given[basis]:
+            record[basis] = dict(
+                _pair(f"--{basis.replace('_', '-')}", text) for text in given[basis]
+            )
+    if given["fx"] is not None:
+        record["fx"], record["rate"] = _pair("--fx", given["fx"])
+    return record
+
+
+def _pair(flag: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise ConfigurationError(f"{flag}: must look like NAME=VALUE, not {text!r}")
+    return name, value
+
+
+def _publish(
+    records: list[dict[str, Any]], configured: "Settings", json_wanted: bool, dry_run: bool = False
+) -> None:
+    """Checks and writes the records, and looks whether all of them are used."""
+    from pipeline.core.rates import parse_rate, rate_record
+    from pipeline.stream.rate_log import publish_rates
+
+    rates = [parse_rate(record) for record in records]
+
+    async def work(kafka: Kafka) -> None:
+        _refuse(rates, await _load(kafka, configured), configured)
+        if dry_run:
+            return
+        offsets = await publish_rates(kafka.client, kafka.topics.rates, rates)
+        unused = [
+            f"{item.rate_id} at offset {item.offset} is not used: {item.detail}"
+            for item in (await _load(kafka, configured)).ignored
+            if item.offset in set(offsets)
+        ]
+        if unused:
+            raise TallyportError("\n".join(unused))
+
+    on_kafka(work, configured)
+    shown = [rate_record(rate) for rate in rates]
+    if json_wanted:
+        print_json({"dry_run": dry_run, "rates": shown})
+    else:
+        print_table([_shown(record) for record in shown], _COLUMNS)
+
+
+def _refuse(rates: list["Rate"], there: "RateSet", configured: "Settings") -> None:
+    """Raises ``ConfigurationError`` for what would not be used if it were written now."""
+    from pipeline.core.rates import RateLog, encode_rate
+
+    log = RateLog(configured.currency)
+    for used in there.used:
+        log.feed(used.offset, used.rate.rate_id.encode(), encode_rate(used.rate), 0, 0)
+    now_ms = int(time.time() * 1000)
+    refused = [
+        f"{rate.rate_id}: {found.detail}"
+        for index, rate in enumerate(rates)
+        if (
+            found := log.feed(
+                there.next_offset + index,
+                rate.rate_id.encode(),
+                encode_rate(rate),
+                now_ms,
+                configured.price_lead_s,
+            )
+        )
+    ]
+    if refused:
+        raise ConfigurationError("\n".join(refused))

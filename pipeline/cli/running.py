@@ -1,0 +1,91 @@
+"""``up``, ``demo`` and the single parts: commands that run until they are told to stop."""
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.cli.context import settings
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
+
+
+@click.command()
+def up() -> int:
+    """Run everything on this machine.
+
+    Whichever of Kafka and ClickHouse has no address configured is started embedded, then topics,
+    migrations, worker, ledger sink and API. Prints one line `ready kafka=… clickhouse=… api=…`
+    when all parts take work. Ctrl-C or SIGTERM stops all of it.
+    """
+    from pipeline.ops.up import run_up
+
+    return run_up(settings())
+
+
+@click.command()
+@click.option("--stay", is_flag=True, help="Keep everything running afterwards.")
+def demo(stay: bool) -> int:
+    """Show the whole thing in about a minute, audited at the end.
+
+    A fresh data folder, free ports, a day of generated usage and budgets that are warned and
+    blocked. Exit status 0 only if the audit agrees to the last nano.
+    """
+    from pipeline.ops.demo import run_demo
+
+    return run_demo(settings(), stay=stay)
+
+
+@click.command()
+def worker() -> int:
+    """Run the worker: price and count events, publish budget states. Prints `ready worker`."""
+    from pipeline.wiring import run_worker
+
+    return run_worker(settings())
+
+
+@click.command()
+def sink() -> int:
+    """Run the ledger sink: priced events into ClickHouse. Prints `ready sink`."""
+    return asyncio.run(_run_sink(settings()))
+
+
+async def _run_sink(configured: "Settings") -> int:
+    from pipeline.ledger.sink import run_sink
+    from pipeline.ledger.sink_status import SinkStatus
+    from pipeline.web.health import serve_health
+
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    status = SinkStatus()
+    health = None
+    if configured.health_port is not None:
+        health = serve_health(configured.health_port, probe=status.problems)
+    try:
+        await run_sink(configured, stop, lambda: print("ready sink", flush=True), status)
+    finally:
+        if health is not None:
+            health.close()
+    return 0
+
+
+@click.command()
+def api() -> int:
+    """Run the HTTP API: health and metrics. Prints `ready api=http://HOST:PORT`.
+
+    Without a keys file it binds to loopback only and answers only a loopback Host.
+    """
+    from pipeline.web.api import run_api
+
+    return run_api(settings())
+
+
+@click.command("ledger-server")
+def ledger_server() -> int:
+    """Run the embedded ClickHouse over HTTP on TALLYPORT_LEDGER_PORT."""
+    from pipeline.ledger.server import run_ledger_server
+
+    return run_ledger_server(settings())

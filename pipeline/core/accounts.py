@@ -1,0 +1,482 @@
+"""The merge of one partition of ``budget.state``: cells, policies and time become states.
+
+A pure fold. Cells are cumulative per source, so any cell may come again, in any cut; the states
+depend only on the newest cell of each (source, scope, day), the policies and the time, not on
+the order in which they came.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from heapq import heappop, heappush
+from sys import intern
+
+from pipeline.core.budgets import (
+    DISABLED,
+    HARD_CAP_EXCEEDED,
+    SOFT_CAP_EXCEEDED,
+    State,
+    is_heartbeat,
+    state_of,
+)
+from pipeline.core.outbox import Change, Outbox
+from pipeline.core.policies import Policy
+from pipeline.core.scopes import (
+    PERIODS,
+    RecordKey,
+    cell_scope,
+    is_wildcard,
+    parse_key,
+    record_key,
+    scope_kind,
+    wildcard_of,
+)
+from pipeline.core.totals import Totals
+from pipeline.core.windows import next_midnight_ms, oldest_day_needed, window
+
+__all__ = ["Accounts", "Change"]
+
+Slot = tuple[str, str]
+"""unit, period: a scope has at most one policy for each."""
+
+# Columns of ``Totals``.
+_TOKENS, _COST, _ORG_COST, _UNPRICED, _ORG_UNPRICED = 1, 2, 3, 4, 5
+# Beyond every amount: the bound of a status that has none.
+_NO_BOUND = 1 << 512
+
+
+class _Period:
+    """One period's running window and the accounts that follow it."""
+
+    __slots__ = ("accounts", "end_day", "name", "span", "start_day")
+
+    def __init__(self, name: str, now_ms: int) -> None:
+        self.name = name
+        self.accounts: dict[str, _Account] = {}
+        self.span = window(name, now_ms)
+        self.start_day, self.end_day = self.span.start_day, self.span.end_day
+
+    def move_to(self, now_ms: int) -> None:
+        self.span = window(self.name, now_ms)
+        self.start_day, self.end_day = self.span.start_day, self.span.end_day
+
+
+class _Account:
+    """What one scope used in one period, in one unit, under the policy in force.
+
+    ``own``: the policy is the scope's own, or this is the wildcard's record; otherwise the
+    account is shown only while ``cells``, the number of cells in the window, is not 0.
+    While ``low`` ≤ used < ``high`` the status is the one that went out last.
+    """
+
+    __slots__ = (
+        "amount",
+        "cells",
+        "high",
+        "key",
+        "low",
+        "own",
+        "period",
+        "policy",
+        "scope",
+        "unpriced",
+        "unpriced_column",
+        "used",
+    )
+
+    def __init__(self, scope: str, policy: Policy, own: bool, period: _Period) -> None:
+        self.scope = scope
+        self.policy = policy
+        self.own = own
+        self.period = period
+        self.key = record_key(scope, policy.unit, policy.period)
+        if policy.unit == "tokens":
+            self.amount, self.unpriced_column = _TOKENS, _UNPRICED
+        elif scope_kind(scope) == "user":
+            self.amount, self.unpriced_column = _COST, _UNPRICED
+        else:
+            self.amount, self.unpriced_column = _ORG_COST, _ORG_UNPRICED
+        self.used = self.unpriced = self.cells = 0
+        self.low = self.high = 0
+
+    @property
+    def shown(self) -> bool:
+        return self.own or self.cells > 0
+
+    def covers(self, day: int) -> bool:
+        return self.period.start_day <= day < self.period.end_day
+
+    def add(self, totals: Totals, sign: int) -> None:
+        """Takes one cell into the window (``sign`` 1), or out of it (−1)."""
+        self.used += sign * totals[self.amount]
+        self.unpriced += sign * totals[self.unpriced_column]
+        self.cells += sign
+
+    def clear(self) -> None:
+        self.used = self.unpriced = self.cells = 0
+
+    def state(self, now_ms: int) -> State:
+        """The state now; its status becomes the one that ``low`` and ``high`` enclose."""
+        state = state_of(
+            self.policy, self.scope, self.period.span, self.used, self.unpriced, now_ms
+        )
+        hard = _NO_BOUND if state.hard_cap is None else state.hard_cap
+        line = self.policy.soft_line_at(now_ms)
+        soft = hard if line is None else min(line + 1, hard)
+        if state.status == DISABLED:
+            self.low, self.high = -_NO_BOUND, _NO_BOUND
+        elif state.status == HARD_CAP_EXCEEDED:
+            self.low, self.high = hard, _NO_BOUND
+        elif state.status == SOFT_CAP_EXCEEDED:
+            self.low, self.high = soft, hard
+        else:
+            self.low, self.high = -_NO_BOUND, soft
+        return state
+
+
+class Accounts:
+    """The states of the scopes whose records belong to one partition.
+
+    ``homes`` says which scopes those are. A wildcard's own record is homed like any scope's, but
+    every partition takes all wildcard policies; cells are fed only for scopes that are homed.
+    Time only moves forward. After a restart feed all cells, policies and published records and
+    the time before the first call of ``changes``.
+
+    Owns: what each budget has used, and which records are due. Does not own: versions,
+    publishing, which policies are valid.
+    """
+
+    def __init__(self, homes: Callable[[str], bool], now_ms: int) -> None:
+        self._homes = homes
+        self._now_ms = now_ms
+        self._midnight_ms = next_midnight_ms(now_ms)
+        self._oldest_day = oldest_day_needed(now_ms)
+        self._periods = {name: _Period(name, now_ms) for name in PERIODS}
+        # (day, source) → scope → the newest cumulative totals.
+        self._cells: dict[tuple[int, int], dict[str, Totals]] = {}
+        # A scope has an entry if it has a policy of its own, or cells while its kind has a
+        # wildcard. The entry holds an account for every budget that applies to the scope.
+        self._entries: dict[str, list[_Account]] = {}
+        self._accounts: dict[str, _Account] = {}
+        # scope or wildcard → its policies.
+        self._policies: dict[str, dict[Slot, Policy]] = {}
+        # A wildcard's record key → the accounts of the ids that it governs, by key.
+        self._governed: dict[str, dict[str, _Account]] = {}
+        self._extra_ends: list[tuple[int, str]] = []
+        self._outbox = Outbox()
+
+    @property
+    def dirty(self) -> int:
+        """How many records may differ from what was published."""
+        return len(self._outbox)
+
+    @property
+    def has_urgent(self) -> bool:
+        """Whether more than amounts may have changed somewhere."""
+        return self._outbox.has_urgent
+
+    @property
+    def now_ms(self) -> int:
+        """The time that ``advance`` has come to."""
+        return self._now_ms
+
+    @property
+    def next_deadline_ms(self) -> int:
+        """When time alone may change a state next: a midnight, or the end of an extra."""
+        ends = self._extra_ends
+        return min(self._midnight_ms, ends[0][0]) if ends else self._midnight_ms
+
+    @property
+    def cell_count(self) -> int:
+        """How many cells are kept."""
+        return sum(map(len, self._cells.values()))
+
+    def policies(self) -> list[Policy]:
+        """The policies that are followed here: all wildcards, and those of homed scopes."""
+        return [policy for slots in self._policies.values() for policy in slots.values()]
+
+    def states(self) -> Iterator[State]:
+        """The current state of every record."""
+        return (a.state(self._now_ms) for a in list(self._accounts.values()) if a.shown)
+
+    def apply_cell(self, source: int, scope: str, day: int, totals: Totals) -> None:
+        """Takes the cumulative totals of ``scope`` on ``day`` as ``source`` knows them.
+
+        They replace what that source said before. ``scope`` is ``all`` or ``kind:id`` and never
+        a wildcard: ``port:*`` is the id ``*`` here. A day that no window needs is left out.
+        """
+        if scope.endswith(":*"):
+            scope = cell_scope(scope)
+        cells = self._cells.get((day, source))
+        if cells is None:
+            if day < self._oldest_day:
+                return
+            cells = self._cells[day, source] = {}
+        old = cells.get(scope)
+        if old is None:
+            self._first_cell(cells, scope, day, totals)
+            return
+        if old == totals:
+            return
+        cells[scope] = totals
+        for account in self._entries.get(scope, ()):
+            if account.period.start_day <= day < account.period.end_day:
+                amount, unpriced = account.amount, account.unpriced_column
+                account.used += totals[amount] - old[amount]
+                account.unpriced += totals[unpriced] - old[unpriced]
+                self._mark(account)
+
+    def put_policy(self, policy: Policy) -> None:
+        """Takes a new or changed policy."""
+        wildcard = is_wildcard(policy.scope)
+        if not wildcard and not self._homes(policy.scope):
+            return
+        slots = self._policies.setdefault(policy.scope, {})
+        slot = (policy.unit, policy.period)
+        former = slots.get(slot)
+        if policy == former:
+            return
+        slots[slot] = policy
+        extra = policy.extra
+        if extra is not None and extra.until_ms > self._now_ms:
+            heappush(self._extra_ends, (extra.until_ms, policy.key))
+        if wildcard:
+            self._put_wildcard(policy)
+        else:
+            self._put_own(policy)
+
+    def delete_policy(self, key: str) -> None:
+        """Takes the deletion of the policy under the record key ``key``."""
+        budget = parse_key(key)
+        slots = self._policies.get(budget.scope)
+        if slots is None or slots.pop((budget.unit, budget.period), None) is None:
+            return
+        if not slots:
+            del self._policies[budget.scope]
+        if is_wildcard(budget.scope):
+            self._delete_wildcard(budget)
+        else:
+            self._delete_own(budget)
+
+    def advance(self, now_ms: int) -> None:
+        """Moves time forward and ends the periods and extras that are over at ``now_ms``."""
+        if now_ms <= self._now_ms:
+            return
+        self._now_ms = now_ms
+        while self._extra_ends and self._extra_ends[0][0] <= now_ms:
+            self._end_extra(heappop(self._extra_ends)[1])
+        if now_ms < self._midnight_ms:
+            return
+        self._midnight_ms = next_midnight_ms(now_ms)
+        self._oldest_day = oldest_day_needed(now_ms)
+        for period in self._periods.values():
+            if period.span.resets_at_ms <= now_ms:
+                self._roll_over(period)
+
+    def expire(self, now_ms: int) -> list[int]:
+        """Advances to ``now_ms`` and drops the days that no window needs; returns them."""
+        self.advance(now_ms)
+        places = [place for place in self._cells if place[0] < self._oldest_day]
+        gone: set[str] = set()
+        for place in places:
+            gone.update(self._entries.keys() & self._cells.pop(place).keys())
+        for cells in self._cells.values():
+            gone.difference_update(cells)
+        for scope in gone:
+            self._close_idle(scope)
+        return sorted({day for day, _ in places})
+
+    def restore_published(self, key: str, value: bytes | None) -> None:
+        """Takes the newest record under ``key`` of ``budget.state`` (None: a tombstone).
+
+        An equal state is then not due; a record that is no longer wanted gets a tombstone, one
+        that cannot be read is replaced. Heartbeats are left out.
+        """
+        if not is_heartbeat(key):
+            self._outbox.restore(key, value)
+
+    def publish_again(self, key: str) -> None:
+        """Makes the record under ``key`` due, as somebody else wrote there."""
+        if not is_heartbeat(key):
+            self._outbox.forget(key)
+
+    def changes(self, limit: int) -> list[Change]:
+        """Up to ``limit`` records that are due, to be published in this order.
+
+        First changes of status, new and removed records, new periods and changed policies, then
+        changes of what is used, each oldest first. Empty when nothing is due.
+        """
+        return self._outbox.take(limit, self._current)
+
+    def _current(self, key: str) -> State | None:
+        account = self._accounts.get(key)
+        return account.state(self._now_ms) if account is not None and account.shown else None
+
+    def _mark(self, account: _Account) -> None:
+        if account.low <= account.used < account.high:
+            self._outbox.add(account.key)
+        else:
+            self._outbox.add_urgent(account.key)
+
+    def _first_cell(self, cells: dict[str, Totals], scope: str, day: int, totals: Totals) -> None:
+        # One string per scope, however many days and sources it has.
+        scope = intern(scope)
+        cells[scope] = totals
+        entry = self._entries.get(scope)
+        if entry is None:
+            if self._policies and wildcard_of(scope) in self._policies:
+                self._open(scope)
+            return
+        for account in entry:
+            if account.covers(day):
+                appears = not account.shown
+                account.add(totals, 1)
+                if appears:
+                    self._outbox.add_urgent(account.key)
+                else:
+                    self._mark(account)
+
+    def _open(self, scope: str) -> list[_Account]:
+        """Makes the entry of a scope, with all that applies to it and all that it used."""
+        own = self._policies.get(scope, {})
+        wildcards = self._policies.get(wildcard_of(scope) or "", {})
+        self._entries[scope] = []
+        for slot, policy in (wildcards | own).items():
+            self._open_account(scope, policy, own=slot in own)
+        return self._entries[scope]
+
+    def _open_account(self, scope: str, policy: Policy, *, own: bool) -> None:
+        account = self._new_account(scope, policy, own=own)
+        for cells in self._days(account.period.start_day, account.period.end_day):
+            totals = cells.get(scope)
+            if totals is not None:
+                account.add(totals, 1)
+
+    def _new_account(self, scope: str, policy: Policy, *, own: bool) -> _Account:
+        """An account with nothing in it, in all the indexes."""
+        period = self._periods[policy.period]
+        account = _Account(scope, policy, own, period)
+        self._accounts[account.key] = period.accounts[account.key] = account
+        if not is_wildcard(scope):
+            self._entries.setdefault(scope, []).append(account)
+        if not own:
+            self._governed[policy.key][account.key] = account
+        self._outbox.add_urgent(account.key)
+        return account
+
+    def _remove_account(self, account: _Account) -> None:
+        del self._accounts[account.key], account.period.accounts[account.key]
+        entry = self._entries.get(account.scope)
+        if entry is not None:
+            entry.remove(account)
+            if not entry:
+                del self._entries[account.scope]
+        if not account.own:
+            governed = self._governed.get(self._wildcard_key(account))
+            if governed is not None:
+                governed.pop(account.key, None)
+        self._outbox.add_urgent(account.key)
+
+    def _wildcard_key(self, account: _Account) -> str:
+        wildcard = wildcard_of(account.scope) or ""
+        return record_key(wildcard, account.policy.unit, account.policy.period)
+
+    def _put_own(self, policy: Policy) -> None:
+        account = self._accounts.get(policy.key)
+        if account is not None:
+            if not account.own:
+                self._governed[self._wildcard_key(account)].pop(account.key)
+            account.policy, account.own = policy, True
+            self._outbox.add_urgent(account.key)
+        elif policy.scope in self._entries:
+            self._open_account(policy.scope, policy, own=True)
+        else:
+            self._open(policy.scope)
+
+    def _delete_own(self, budget: RecordKey) -> None:
+        account = self._accounts[str(budget)]
+        wildcards = self._policies.get(wildcard_of(budget.scope) or "", {})
+        wildcard = wildcards.get((budget.unit, budget.period))
+        if wildcard is None:
+            self._remove_account(account)
+        else:
+            account.policy, account.own = wildcard, False
+            self._governed[wildcard.key][account.key] = account
+            self._outbox.add_urgent(account.key)
+        if not any(budget.scope in cells for cells in self._cells.values()):
+            self._close_idle(budget.scope)
+
+    def _put_wildcard(self, policy: Policy) -> None:
+        governed = self._governed.get(policy.key)
+        if governed is None:
+            self._governed[policy.key] = {}
+            if self._homes(policy.scope):
+                self._new_account(policy.scope, policy, own=True)
+            self._open_governed(policy)
+            return
+        record = self._accounts.get(policy.key)
+        for account in (*governed.values(), *(() if record is None else (record,))):
+            account.policy = policy
+            self._outbox.add_urgent(account.key)
+
+    def _open_governed(self, policy: Policy) -> None:
+        """Makes the accounts under a new wildcard, in one pass over all cells."""
+        kind = scope_kind(policy.scope)
+        prefixes = (f"{kind}:", f"{kind}=")
+        slot = (policy.unit, policy.period)
+        opened: dict[str, _Account] = {}
+
+        def take(scopes: Iterable[str]) -> None:
+            for scope in scopes:
+                if scope in opened or not scope.startswith(prefixes):
+                    continue
+                if slot not in self._policies.get(scope, {}):
+                    opened[scope] = self._new_account(scope, policy, own=False)
+
+        take(list(self._entries))
+        period = self._periods[policy.period]
+        for (day, _), cells in self._cells.items():
+            take(cells)
+            if period.start_day <= day < period.end_day:
+                for scope, totals in cells.items():
+                    account = opened.get(scope)
+                    if account is not None:
+                        account.add(totals, 1)
+
+    def _delete_wildcard(self, budget: RecordKey) -> None:
+        key = str(budget)
+        for account in self._governed.pop(key).values():
+            self._remove_account(account)
+        record = self._accounts.get(key)
+        if record is not None:
+            self._remove_account(record)
+
+    def _close_idle(self, scope: str) -> None:
+        """Drops the entry of a scope that has no cells, unless it has a policy of its own."""
+        if scope not in self._policies:
+            for account in list(self._entries.get(scope, ())):
+                self._remove_account(account)
+
+    def _end_extra(self, key: str) -> None:
+        record = self._accounts.get(key)
+        if record is not None:
+            self._outbox.add_urgent(key)
+        for governed_key in self._governed.get(key, ()):
+            self._outbox.add_urgent(governed_key)
+
+    def _roll_over(self, period: _Period) -> None:
+        old_start, old_end = period.start_day, period.end_day
+        period.move_to(self._now_ms)
+        overlaps = period.start_day < old_end
+        leaving = list(self._days(old_start, period.start_day)) if overlaps else []
+        entering = list(self._days(old_end if overlaps else period.start_day, period.end_day))
+        for account in period.accounts.values():
+            if not overlaps:
+                account.clear()
+            for cells, sign in ((leaving, -1), (entering, 1)):
+                for scopes in cells:
+                    totals = scopes.get(account.scope)
+                    if totals is not None:
+                        account.add(totals, sign)
+            self._outbox.add_urgent(account.key)
+
+    def _days(self, start_day: int, end_day: int) -> Iterator[dict[str, Totals]]:
+        return (cells for (day, _), cells in self._cells.items() if start_day <= day < end_day)

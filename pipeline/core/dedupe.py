@@ -1,0 +1,176 @@
+"""The window of remembered event ids: the first accepted wins, the others are duplicates.
+
+Ids are 16-byte keys in segments, filled in order of arrival and never rehashed. A lookup asks
+every segment; forgetting drops a segment as a whole once its newest id is beyond the horizon.
+So no step takes longer than its batch, and a remembered id takes 29 to 38 bytes.
+"""
+
+import struct
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Final
+
+import numpy as np
+
+from pipeline.core.dedupe_segment import LOW_HALF, Mask, Segment, Times, Words
+
+KEY_BYTES: Final = 16
+ENTRY_BYTES: Final = 24
+
+_TWO_WORDS: Final = struct.Struct("<QQ")
+_hasher: Final = blake2b(digest_size=KEY_BYTES, key=b"tallyport event id 1")
+_ENTRY: Final = np.dtype([("high", "<u8"), ("low", "<u8"), ("time_ms", "<i8")])
+
+# A new segment takes a quarter of what is remembered: few to ask, little kept beyond its time.
+# Small windows grow in larger steps; the last bound keeps the allocation of one short.
+_SEGMENTS_PER_WINDOW: Final = 4
+_FIRST_CAPACITY: Final = 3_000
+_EARLY_GROWTH: Final = 7
+_EARLY_CAPACITY: Final = 250_000
+_MAX_CAPACITY: Final = 400_000
+# A segment is closed after this share of the horizon, full or not.
+_SEGMENTS_PER_HORIZON: Final = 2
+# Up to here a loop in Python beats the fixed cost of numpy's calls.
+_SMALL_BATCH: Final = 64
+_LOAD_CHUNK: Final = 65_536
+
+
+def event_key(port_id: str, event_id: str) -> bytes:
+    """The identity ``(port_id, event_id)`` as 16 bytes of keyed BLAKE2b.
+
+    The length of the first part goes in too, so ("a", "bc") and ("ab", "c") differ.
+    """
+    hasher = _hasher.copy()
+    hasher.update(f"{len(port_id)}:{port_id}{event_id}".encode())
+    return hasher.digest()
+
+
+def encode_ids(keys: Sequence[bytes], times_ms: Sequence[int]) -> bytes:
+    """Keys with their Kafka times, packed in 24 bytes each: the key, then a little-endian i64."""
+    entries = np.empty(len(keys), _ENTRY)
+    words = np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
+    entries["high"], entries["low"] = words[:, 0], words[:, 1]
+    entries["time_ms"] = np.array(times_ms, np.int64)
+    return entries.tobytes()
+
+
+class DedupeWindow:
+    """Remembers the accepted ids of one source partition, each with its Kafka time.
+
+    Two records with the same key are one event when their times are at most ``horizon_ms``
+    apart, whichever is the earlier; each accepted time of a key counts on its own. Not safe for
+    several threads.
+    """
+
+    def __init__(self, horizon_ms: int) -> None:
+        self.horizon_ms = horizon_ms
+        self._segments: list[Segment] = []
+        self._watermark_ms: int | None = None
+        self._opened_at_watermark_ms: int | None = None
+
+    def __len__(self) -> int:
+        return sum(segment.count for segment in self._segments)
+
+    def memory_bytes(self) -> int:
+        """The size of all tables, free slots included."""
+        return sum(segment.memory_bytes() for segment in self._segments)
+
+    def admit(self, keys: Sequence[bytes], times_ms: Sequence[int]) -> list[bool]:
+        """In order of arrival: True and remembered from now on, or False for a duplicate."""
+        if len(keys) <= _SMALL_BATCH:
+            return [
+                self._admit_one(*_split(key), time_ms)
+                for key, time_ms in zip(keys, times_ms, strict=True)
+            ]
+        words = np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
+        return self._admit_batch(words, np.array(times_ms, np.int64)).tolist()
+
+    def load(self, entries: bytes) -> None:
+        """Remember what ``encode_ids`` packed; loading the same again changes nothing."""
+        packed = np.frombuffer(entries, _ENTRY)
+        for start in range(0, len(packed), _LOAD_CHUNK):
+            chunk = packed[start : start + _LOAD_CHUNK]
+            words = np.stack((chunk["high"], chunk["low"]), axis=1)
+            self._admit_batch(words, chunk["time_ms"].astype(np.int64))
+
+    def forget_before(self, committed_watermark_ms: int) -> None:
+        """Drop ids that no record of that Kafka time or later can be a duplicate of.
+
+        ``committed_watermark_ms`` is the latest time among records whose offset is committed. An
+        id may be kept longer together with its segment, by half a horizon and then some.
+        """
+        oldest_ms = committed_watermark_ms - self.horizon_ms
+        self._segments = [kept for kept in self._segments if kept.newest_ms >= oldest_ms]
+        self._watermark_ms = committed_watermark_ms
+        if self._opened_at_watermark_ms is None:
+            self._opened_at_watermark_ms = committed_watermark_ms
+
+    def _admit_one(self, high: int, low: int, time_ms: int) -> bool:
+        low_half = high & LOW_HALF
+        for segment in self._segments:
+            bit = low_half * segment.filter_bits >> 32
+            if not segment.filter_at[bit >> 3] & 1 << (bit & 7):
+                continue
+            if segment.holds(high, low, time_ms, self.horizon_ms):
+                return False
+        self._open_segment(time_ms).add(high, low, time_ms)
+        return True
+
+    def _admit_batch(self, words: Words, times_ms: Times) -> Mask:
+        if not words[:, 0].all():
+            words = words.copy()
+            words[words[:, 0] == 0, 0] = 1
+        accepted = ~self._find(words, times_ms)
+        repeated = accepted & _repeated(words[:, 0])
+        fresh = accepted & ~repeated
+        self._add(words[fresh], times_ms[fresh])
+        for row in np.flatnonzero(repeated).tolist():
+            high, low = words[row].tolist()
+            accepted[row] = self._admit_one(high, low, int(times_ms[row]))
+        return accepted
+
+    def _find(self, words: Words, times_ms: Times) -> Mask:
+        found: Mask = np.zeros(len(words), np.bool_)
+        for segment in self._segments:
+            found |= segment.find_batch(words, times_ms, self.horizon_ms)
+        return found
+
+    def _add(self, words: Words, times_ms: Times) -> None:
+        start = 0
+        while start < len(words):
+            segment = self._open_segment(int(times_ms[start]))
+            end = start + segment.room()
+            segment.add_batch(words[start:end], times_ms[start:end])
+            start = end
+
+    def _open_segment(self, time_ms: int) -> Segment:
+        """The segment that new ids go to: the last one, or a new one when that is closed."""
+        if self._segments and self._segments[-1].room() and not self._is_aged():
+            return self._segments[-1]
+        count = len(self)
+        early = min(_EARLY_GROWTH * count, _EARLY_CAPACITY)
+        capacity = max(count // _SEGMENTS_PER_WINDOW, early, _FIRST_CAPACITY)
+        self._segments.append(Segment(min(capacity, _MAX_CAPACITY), time_ms))
+        self._opened_at_watermark_ms = self._watermark_ms
+        return self._segments[-1]
+
+    def _is_aged(self) -> bool:
+        if self._watermark_ms is None or self._opened_at_watermark_ms is None:
+            return False
+        open_ms = self._watermark_ms - self._opened_at_watermark_ms
+        return open_ms > self.horizon_ms // _SEGMENTS_PER_HORIZON
+
+
+def _split(key: bytes) -> tuple[int, int]:
+    """The two words of a key, the high one with 1 for 0, which marks a free slot."""
+    high, low = _TWO_WORDS.unpack(key)
+    return high or 1, low
+
+
+def _repeated(high: Words) -> Mask:
+    """Which rows share their high word with another row."""
+    ordered = np.sort(high)
+    twins = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(twins):
+        return np.zeros(len(high), np.bool_)
+    return np.isin(high, twins)

@@ -1,0 +1,323 @@
+"""From a record's bytes to an event, or to the reason why it is none.
+
+Two readers give the same answer. ``_decode_fast`` takes the usual valid event; whatever it does
+not take goes to ``_decode_carefully``, which states every rule and alone decides on reasons.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from pipeline.core import event_fields
+from pipeline.core.cloudevents import (
+    Attributes,
+    Headers,
+    content_type,
+    is_cloudevent,
+    is_structured,
+    open_envelope,
+    read_attributes,
+)
+from pipeline.core.event_fields import COUNTERS, FIELDS, FLAGS, OPTIONAL_TEXTS
+from pipeline.core.events import Event
+from pipeline.core.json_text import MalformedJsonError, parse_json
+from pipeline.core.rejections import (
+    BAD_TIMESTAMP,
+    IN_THE_FUTURE,
+    INCONSISTENT_TOKENS,
+    MALFORMED_JSON,
+    MISSING_FIELD,
+    NOT_AN_OBJECT,
+    OUT_OF_RANGE,
+    TOO_LARGE,
+    TOO_OLD,
+    WRONG_TYPE,
+    Rejection,
+)
+from pipeline.core.timestamps import US_PER_DAY, US_PER_SECOND, parse_rfc3339_us
+
+MAX_EVENT_BYTES: Final = 64 * 1024
+
+
+class UnknownFields(msgspec.Struct):
+    """Counts fields that accepted events carried and nobody reads."""
+
+    count: int = 0
+
+
+class TimeLimits(msgspec.Struct, frozen=True):
+    """How far ``occurred_at`` may lie before and after the record's Kafka time."""
+
+    max_age_us: int
+    max_skew_us: int
+
+    @classmethod
+    def of(cls, max_event_age_days: int, max_future_skew_s: int) -> "TimeLimits":
+        """The limits from the settings' units."""
+        return cls(max_event_age_days * US_PER_DAY, max_future_skew_s * US_PER_SECOND)
+
+
+def decode_event(
+    value: bytes | None, headers: Headers = (), unknown: UnknownFields | None = None
+) -> Event | Rejection:
+    """The event in a record, or the first reason of the contract's order that applies to it.
+
+    Every rule is applied but those that need the record's time (see ``judge_time``). Unknown
+    fields of an accepted event are added to ``unknown``.
+    """
+    usual = value is not None and len(value) <= MAX_EVENT_BYTES
+    if usual and not (headers and is_cloudevent(headers)):
+        event = _decode_fast(value)
+        if event is not None:
+            return event
+    return _decode_carefully(value, headers, unknown)
+
+
+def judge_time(occurred_at_us: int, recorded_at_ms: int, limits: TimeLimits) -> Rejection | None:
+    """Whether the event is too old or too new for a record of that Kafka time; both limits pass."""
+    age_us = recorded_at_ms * 1000 - occurred_at_us
+    if age_us > limits.max_age_us:
+        days = limits.max_age_us // US_PER_DAY
+        return Rejection(TOO_OLD, f"occurred_at: more than {days} days before the record's time")
+    if -age_us > limits.max_skew_us:
+        seconds = limits.max_skew_us // US_PER_SECOND
+        return Rejection(
+            IN_THE_FUTURE, f"occurred_at: more than {seconds} s after the record's time"
+        )
+    return None
+
+
+_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=event_fields.MAX_ID_CHARS)]
+_Text = Annotated[str, msgspec.Meta(max_length=event_fields.MAX_TEXT_CHARS)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=event_fields.MAX_COUNT)]
+
+
+class _WireEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """What the fast reader takes: no null, no unknown field, every bound kept."""
+
+    event_id: _Id
+    occurred_at: str
+    port_id: _Id
+    provider: _Id
+    model: _Id
+    user_id: _Text = ""
+    organization_id: _Text = ""
+    group_id: _Text = ""
+    session_id: _Text = ""
+    service: _Text = ""
+    endpoint: _Text = ""
+    request_id: _Text = ""
+    service_tier: _Text = ""
+    feature: Annotated[
+        str, msgspec.Meta(min_length=1, max_length=event_fields.MAX_FEATURE_CHARS)
+    ] = "unspecified"
+    kind: Literal["llm", "stt", "tts", "embedding", "image", "other"] = "llm"
+    billing_scope: Literal["org", "user"] = "org"
+    input_tokens: _Count = 0
+    cached_input_tokens: _Count = 0
+    cache_write_tokens: _Count = 0
+    cache_write_1h_tokens: _Count = 0
+    input_audio_tokens: _Count = 0
+    input_image_tokens: _Count = 0
+    output_tokens: _Count = 0
+    reasoning_tokens: _Count = 0
+    output_audio_tokens: _Count = 0
+    characters: _Count = 0
+    images: _Count = 0
+    web_searches: _Count = 0
+    audio_seconds: int | float | str | None = None
+    self_hosted: bool = False
+    cache_hit: bool = False
+    estimated: bool = False
+    reported_cost: str | None = None
+    tags: dict[str, str] | None = None
+
+
+_wire_decoder = msgspec.json.Decoder(_WireEvent)
+
+
+def _decode_fast(value: bytes) -> Event | None:
+    """The event, or None when the careful reader has to look."""
+    try:
+        wire = _wire_decoder.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    occurred_at_us = parse_rfc3339_us(wire.occurred_at)
+    if occurred_at_us is None:
+        return None
+    input_parts = (
+        wire.cached_input_tokens
+        + wire.cache_write_tokens
+        + wire.cache_write_1h_tokens
+        + wire.input_audio_tokens
+        + wire.input_image_tokens
+    )
+    output_parts = wire.reasoning_tokens + wire.output_audio_tokens
+    if input_parts > wire.input_tokens or output_parts > wire.output_tokens:
+        return None
+    event = _build_event_of(wire, occurred_at_us)
+    if wire.audio_seconds is None and wire.reported_cost is None and wire.tags is None:
+        return event
+    return event if _add_rare_fields(event, wire) else None
+
+
+def _add_rare_fields(event: Event, wire: _WireEvent) -> bool:
+    """The fields that few events have and that take a closer look; False when one is wrong."""
+    if wire.audio_seconds is not None:
+        try:
+            audio_nano = event_fields.audio_nano(wire.audio_seconds)
+        except ValueError:
+            return False
+        if audio_nano is None:
+            return False
+        event.audio_nano = audio_nano
+    if wire.reported_cost is not None:
+        cost = event_fields.reported_cost(wire.reported_cost)
+        if cost is None:
+            return False
+        event.reported_cost = cost
+    if wire.tags is not None:
+        if event_fields.check_tags_range(wire.tags) is not None:
+            return False
+        event.tags = wire.tags
+    return True
+
+
+def _build_event_of(wire: _WireEvent, occurred_at_us: int) -> Event:
+    return Event(
+        wire.event_id,
+        occurred_at_us,
+        wire.port_id,
+        wire.provider,
+        wire.model,
+        wire.user_id,
+        wire.organization_id,
+        wire.group_id,
+        wire.session_id,
+        wire.service,
+        wire.endpoint,
+        wire.request_id,
+        wire.service_tier,
+        wire.feature,
+        wire.kind,
+        wire.billing_scope,
+        wire.input_tokens,
+        wire.cached_input_tokens,
+        wire.cache_write_tokens,
+        wire.cache_write_1h_tokens,
+        wire.input_audio_tokens,
+        wire.input_image_tokens,
+        wire.output_tokens,
+        wire.reasoning_tokens,
+        wire.output_audio_tokens,
+        wire.characters,
+        wire.images,
+        wire.web_searches,
+        0,
+        wire.self_hosted,
+        wire.cache_hit,
+        wire.estimated,
+    )
+
+
+def _decode_carefully(
+    value: bytes | None, headers: Headers, unknown: UnknownFields | None
+) -> Event | Rejection:
+    fields = _read_object(value, headers)
+    if isinstance(fields, Rejection):
+        return fields
+    present = {name: fields[name] for name in FIELDS if fields.get(name) is not None}
+    rejection = _check_fields(present)
+    if rejection is not None:
+        return rejection
+    event = _build_event(present)
+    if isinstance(event, Event) and unknown is not None:
+        unknown.count += sum(name not in FIELDS for name in fields)
+    return event
+
+
+def _read_object(value: bytes | None, headers: Headers) -> dict[str, Any] | Rejection:
+    """The event's JSON object, with what a CloudEvents envelope fills in."""
+    if value is not None and len(value) > MAX_EVENT_BYTES:
+        return Rejection(TOO_LARGE, f"value: {len(value)} bytes, at most {MAX_EVENT_BYTES}")
+    media_type = content_type(headers)
+    if is_structured(media_type):
+        envelope = open_envelope(value, media_type)
+        if isinstance(envelope, Rejection):
+            return envelope
+        if envelope.raw_data is None:
+            return _as_object(envelope.data, envelope.attributes)
+        return _parse_object(envelope.raw_data, envelope.attributes)
+    attributes = read_attributes(headers)
+    if isinstance(attributes, Rejection):
+        return attributes
+    return _parse_object(value, attributes)
+
+
+def _parse_object(value: bytes | None, attributes: Attributes) -> dict[str, Any] | Rejection:
+    if value is None:
+        return Rejection(MALFORMED_JSON, "value: null, a JSON object is required")
+    try:
+        return _as_object(parse_json(value), attributes)
+    except MalformedJsonError as error:
+        return Rejection(MALFORMED_JSON, f"value: {error}")
+
+
+def _as_object(data: object, attributes: Attributes) -> dict[str, Any] | Rejection:
+    if not isinstance(data, dict):
+        return Rejection(NOT_AN_OBJECT, "value: must be a JSON object")
+    fields: dict[str, Any] = data
+    for name, attribute in (
+        ("event_id", attributes.id),
+        ("occurred_at", attributes.time),
+        ("port_id", attributes.subject),
+    ):
+        if attribute is not None and fields.get(name) is None:
+            fields[name] = attribute
+    return fields
+
+
+def _check_fields(present: Mapping[str, Any]) -> Rejection | None:
+    """The first broken rule: of all fields the missing ones, then types, then bounds."""
+    for name, rules in FIELDS.items():
+        if rules.required and name not in present:
+            return Rejection(MISSING_FIELD, f"{name}: required")
+    for name, value in present.items():
+        broken = FIELDS[name].check_type(value)
+        if broken is not None:
+            return Rejection(WRONG_TYPE, f"{name}: {broken}")
+    for name, value in present.items():
+        broken = FIELDS[name].check_range(value)
+        if broken is not None:
+            return Rejection(OUT_OF_RANGE, f"{name}: {broken}")
+    return None
+
+
+def _build_event(present: Mapping[str, Any]) -> Event | Rejection:
+    occurred_at_us = parse_rfc3339_us(present["occurred_at"])
+    if occurred_at_us is None:
+        return Rejection(BAD_TIMESTAMP, "occurred_at: must be RFC 3339 with an offset")
+    counts: dict[str, int] = {name: present.get(name, 0) for name in COUNTERS}
+    for whole, parts in (
+        ("input_tokens", event_fields.INPUT_PARTS),
+        ("output_tokens", event_fields.OUTPUT_PARTS),
+    ):
+        if sum(counts[part] for part in parts) > counts[whole]:
+            return Rejection(INCONSISTENT_TOKENS, f"{whole}: less than the sum of its parts")
+    return Event(
+        event_id=present["event_id"],
+        occurred_at_us=occurred_at_us,
+        port_id=present["port_id"],
+        provider=present["provider"],
+        model=present["model"],
+        **{name: present.get(name, "") for name in OPTIONAL_TEXTS},
+        feature=present.get("feature") or "unspecified",
+        kind=present.get("kind", "llm"),
+        billing_scope=present.get("billing_scope", "org"),
+        **counts,
+        audio_nano=event_fields.audio_nano(present.get("audio_seconds", 0)) or 0,
+        **{name: present.get(name, False) for name in FLAGS},
+        reported_cost=event_fields.plain_decimal(present.get("reported_cost", "")) or "",
+        tags=present.get("tags", {}),
+    )

@@ -1,0 +1,79 @@
+"""The home partition of a port, and the header of records that were forwarded to it."""
+
+import re
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+
+from pipeline.core.cloudevents import Headers
+
+FORWARDED_FROM: Final = "forwarded-from"
+
+_MURMUR2_SEED: Final = 0x9747B28C
+_MULTIPLIER: Final = 0x5BD1E995
+_WORD: Final = 0xFFFFFFFF
+_CACHED_PORTS: Final = 65_536
+
+# Bounds of what Kafka itself can count: i32 partitions, i64 offsets, times up to year 9999.
+_FORWARDED_FROM: Final = re.compile(rb"([0-9]{1,10})/([0-9]{1,19})/([0-9]{1,15})")
+_MAX_PARTITION: Final = 2**31 - 1
+_MAX_OFFSET: Final = 2**63 - 1
+_MAX_TIMESTAMP_MS: Final = 253_402_300_799_999
+
+
+class ForwardedFrom(msgspec.Struct, frozen=True, gc=False):
+    """Where a record arrived first: its partition, offset and Kafka timestamp there."""
+
+    partition: int
+    offset: int
+    timestamp_ms: int
+
+
+def murmur2(data: bytes) -> int:
+    """MurmurHash2 as Kafka's Java client computes it, as an unsigned 32-bit number."""
+    length = len(data)
+    whole = length & ~3
+    digest = _MURMUR2_SEED ^ length
+    for start in range(0, whole, 4):
+        word = int.from_bytes(data[start : start + 4], "little") * _MULTIPLIER & _WORD
+        word = (word ^ word >> 24) * _MULTIPLIER & _WORD
+        digest = (digest * _MULTIPLIER & _WORD) ^ word
+    if whole < length:
+        digest = (digest ^ int.from_bytes(data[whole:], "little")) * _MULTIPLIER & _WORD
+    digest = (digest ^ digest >> 13) * _MULTIPLIER & _WORD
+    return digest ^ digest >> 15
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """The partition that Kafka's default partitioner gives to ``key``."""
+    return (murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+@lru_cache(maxsize=_CACHED_PORTS)
+def home_partition(port_id: str, partitions: int) -> int:
+    """The partition of ``usage.events`` on which the events of ``port_id`` are counted."""
+    return partition_of(port_id.encode(), partitions)
+
+
+def forwarded_from_header(partition: int, offset: int, timestamp_ms: int) -> tuple[str, bytes]:
+    """The header that a forwarded record gets beside its original ones."""
+    return FORWARDED_FROM, f"{partition}/{offset}/{timestamp_ms}".encode()
+
+
+def parse_forwarded_from(headers: Headers) -> ForwardedFrom | None:
+    """What the last ``forwarded-from`` header says; None without one or when it is unreadable."""
+    for name, value in reversed(headers):
+        if name == FORWARDED_FROM:
+            return _parse(value or b"")
+    return None
+
+
+def _parse(value: bytes) -> ForwardedFrom | None:
+    match = _FORWARDED_FROM.fullmatch(value)
+    if match is None:
+        return None
+    partition, offset, timestamp_ms = map(int, match.groups())
+    if partition > _MAX_PARTITION or offset > _MAX_OFFSET or timestamp_ms > _MAX_TIMESTAMP_MS:
+        return None
+    return ForwardedFrom(partition, offset, timestamp_ms)

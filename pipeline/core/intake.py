@@ -1,0 +1,170 @@
+"""What happens to a slice of input records: the fate of each one, decided in one fixed order.
+
+    1 validate   an invalid record is rejected with its first reason
+    2 forward    an event away from its port's home partition is sent there
+    3 judge      too old or too far in the future, by the record's Kafka timestamp
+    4 dedupe     the same (port_id, event_id) again is a duplicate
+    5 price      exactly, or unpriced; never a silent zero
+    6 fold       into the day cells of every scope it touches
+
+Each record ends as exactly one of: row (accepted), rejected, duplicate, forwarded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from pipeline.core.dedupe import DedupeWindow, event_key
+from pipeline.core.event_codec import TimeLimits, UnknownFields, decode_event, judge_time
+from pipeline.core.events import Event
+from pipeline.core.home import (
+    FORWARDED_FROM,
+    forwarded_from_header,
+    home_partition,
+    parse_forwarded_from,
+)
+from pipeline.core.prices import PriceVersion
+from pipeline.core.rejections import Rejection
+from pipeline.core.totals import SourceTotals
+
+_astuple: Final = msgspec.structs.astuple
+
+
+class InputRecord(Protocol):
+    """A Kafka record as the consumer hands it over; ``timestamp`` in ms."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+@dataclass(slots=True)
+class Rejected:
+    """A record that goes to ``usage.rejected`` as it came, with why."""
+
+    record: InputRecord
+    rejection: Rejection
+
+
+@dataclass(slots=True)
+class Forwarded:
+    """A record that goes to partition ``home`` with ``headers`` (the last says whence)."""
+
+    record: InputRecord
+    home: int
+    headers: list[tuple[str, bytes]]
+
+
+@dataclass(slots=True)
+class Taken:
+    """The fates of the records of one flush, and what must be remembered of the accepted ones."""
+
+    rows: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
+    rejected: list[Rejected] = field(default_factory=list[Rejected])
+    duplicates: list[int] = field(default_factory=list[int])
+    forwarded: list[Forwarded] = field(default_factory=list[Forwarded])
+    keys: list[bytes] = field(default_factory=list[bytes])
+    times_ms: list[int] = field(default_factory=list[int])
+    unpriced: int = 0
+    watermark_ms: int = 0
+
+
+class Intake:
+    """Takes the records of one source partition; memory is ``totals`` and ``dedupe``."""
+
+    def __init__(
+        self,
+        partition: int,
+        partitions: int,
+        totals: SourceTotals,
+        dedupe: DedupeWindow,
+    ) -> None:
+        self._partition = partition
+        self._partitions = partitions
+        self._totals = totals
+        self._dedupe = dedupe
+        self.unknown_fields = UnknownFields()
+
+    def take(
+        self,
+        records: Sequence[InputRecord],
+        prices: PriceVersion,
+        limits: TimeLimits,
+        taken: Taken,
+    ) -> None:
+        """Decides every record's fate, in order, and adds it to ``taken``."""
+        candidates: list[tuple[Event, int, int]] = []
+        keys: list[bytes] = []
+        times_ms: list[int] = []
+        for record in records:
+            event = decode_event(record.value, record.headers, self.unknown_fields)
+            if type(event) is Rejection:
+                taken.rejected.append(Rejected(record, event))
+                continue
+            home = home_partition(event.port_id, self._partitions)
+            if home != self._partition:
+                taken.forwarded.append(self._forward(record, home))
+                continue
+            recorded_at_ms = self._recorded_at_ms(record)
+            rejection = judge_time(event.occurred_at_us, recorded_at_ms, limits)
+            if rejection is not None:
+                taken.rejected.append(Rejected(record, rejection))
+                continue
+            candidates.append((event, record.offset, recorded_at_ms))
+            keys.append(event_key(event.port_id, event.event_id))
+            times_ms.append(recorded_at_ms)
+        if records:
+            last_ms = max(record.timestamp for record in records)
+            taken.watermark_ms = max(taken.watermark_ms, last_ms)
+        self._accept(candidates, keys, times_ms, prices, taken)
+
+    def _accept(
+        self,
+        candidates: list[tuple[Event, int, int]],
+        keys: list[bytes],
+        times_ms: list[int],
+        prices: PriceVersion,
+        taken: Taken,
+    ) -> None:
+        price_of, add, rows = prices.price, self._totals.add, taken.rows
+        admitted = self._dedupe.admit(keys, times_ms) if keys else ()
+        for index, is_first in enumerate(admitted):
+            event, offset, recorded_at_ms = candidates[index]
+            if not is_first:
+                taken.duplicates.append(offset)
+                continue
+            price = price_of(event)
+            cost_nano = price.cost_nano
+            add(event, cost_nano)
+            if cost_nano is None:
+                taken.unpriced += 1
+            taken.keys.append(keys[index])
+            taken.times_ms.append(times_ms[index])
+            rows.append(
+                (
+                    *_astuple(event),
+                    offset,
+                    recorded_at_ms,
+                    cost_nano,
+                    price.rate_id,
+                    price.status,
+                    price.estimated,
+                )
+            )
+
+    def _forward(self, record: InputRecord, home: int) -> Forwarded:
+        headers = [header for header in record.headers if header[0] != FORWARDED_FROM]
+        headers.append(forwarded_from_header(self._partition, record.offset, record.timestamp))
+        return Forwarded(record, home, headers)
+
+    def _recorded_at_ms(self, record: InputRecord) -> int:
+        if record.headers:
+            whence = parse_forwarded_from(record.headers)
+            if whence is not None:
+                # A record cannot have been at another partition after it came here.
+                return min(whence.timestamp_ms, record.timestamp)
+        return record.timestamp

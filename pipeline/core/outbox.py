@@ -1,0 +1,102 @@
+"""Which records differ from what was last published, and in which order they go out."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from pipeline.core.budgets import State, parse_state
+from pipeline.core.errors import CorruptRecord
+
+
+class Change(NamedTuple):
+    """A record to publish under ``key``; ``state`` None is a tombstone."""
+
+    key: str
+    state: State | None
+
+
+class Outbox:
+    """The keys whose records may have changed: urgent ones, and those only ``used`` moved.
+
+    Owns: what was last published under each key. Does not own: the current states, which
+    ``take`` asks for when a record's turn comes.
+    """
+
+    def __init__(self) -> None:
+        self._urgent: OrderedDict[str, None] = OrderedDict()
+        self._changed: OrderedDict[str, None] = OrderedDict()
+        # None: something was published, but it could not be read.
+        self._published: dict[str, State | None] = {}
+
+    def __len__(self) -> int:
+        return len(self._urgent) + len(self._changed)
+
+    @property
+    def has_urgent(self) -> bool:
+        """Whether an urgent record is due."""
+        return bool(self._urgent)
+
+    def add(self, key: str) -> None:
+        """Marks a record whose ``used`` changed."""
+        if key not in self._changed and key not in self._urgent:
+            self._changed[key] = None
+
+    def add_urgent(self, key: str) -> None:
+        """Marks a record whose status, period, policy or existence changed."""
+        if key not in self._urgent:
+            self._changed.pop(key, None)
+            self._urgent[key] = None
+
+    def restore(self, key: str, value: bytes | None) -> None:
+        """Takes what was last published under ``key``; None is a tombstone."""
+        if value is None:
+            self._published.pop(key, None)
+            return
+        try:
+            self._published[key] = parse_state(key, value).state
+        except CorruptRecord:
+            self._published[key] = None
+        self.add(key)
+
+    def forget(self, key: str) -> None:
+        """Takes it that something unknown was published under ``key``: its record is due."""
+        self._published[key] = None
+        self.add_urgent(key)
+
+    def take(self, limit: int, current: Callable[[str], State | None]) -> list[Change]:
+        """Up to ``limit`` records that differ from what was published; they count as published.
+
+        ``current`` gives the state under a key now, None where none belongs.
+        """
+        taken: list[Change] = []
+        while self._urgent and len(taken) < limit:
+            key, _ = self._urgent.popitem(last=False)
+            state = current(key)
+            if self._only_used_differs(key, state):
+                self._changed[key] = None
+            else:
+                self._publish(key, state, taken)
+        while self._changed and len(taken) < limit:
+            key, _ = self._changed.popitem(last=False)
+            self._publish(key, current(key), taken)
+        return taken
+
+    def _publish(self, key: str, state: State | None, taken: list[Change]) -> None:
+        if state is None:
+            if key in self._published:
+                del self._published[key]
+                taken.append(Change(key, None))
+        elif self._published.get(key) != state:
+            self._published[key] = state
+            taken.append(Change(key, state))
+
+    def _only_used_differs(self, key: str, state: State | None) -> bool:
+        known = self._published.get(key)
+        if known is None or state is None or known == state:
+            return False
+        same = msgspec.structs.replace(
+            known, used=state.used, unpriced_events=state.unpriced_events
+        )
+        return same == state

@@ -1,0 +1,314 @@
+"""What an event costs: one version of all prices, and the choice among them.
+
+A version is a position in the rates log, the built-in book and the deployment's currency. For
+each provider, model and service tier it makes a plan once: who prices which stretch of time,
+with an integer table. Pricing an event is then a look-up and a few multiplications.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import msgspec
+
+from pipeline.core.book import CURRENCY as BOOK_CURRENCY
+from pipeline.core.book import DAY_US, Book, Listing, Season
+from pipeline.core.events import Event
+from pipeline.core.rates import FxRate, Multiplier, PriceRate, RateSet
+from pipeline.core.selection import NEVER_US, Span, first_at, matching, newest_first, spans_of
+from pipeline.core.tariffs import Table, Tariff, nano_per_unit
+
+Status = Literal["priced", "free", "unpriced"]
+
+# Bounds the memory that made-up model names can take; a full cache starts afresh.
+MAX_PLANS = 8192
+_ALWAYS_US = -NEVER_US
+
+
+class Price(msgspec.Struct, frozen=True, gc=False):
+    """``cost_nano`` is None exactly when ``status`` is ``unpriced``; then ``rate_id`` is empty.
+
+    ``estimated`` marks a price of last resort (a rate for every provider and model).
+    """
+
+    cost_nano: int | None
+    rate_id: str
+    status: Status
+    estimated: bool = False
+
+
+SELF_HOSTED = Price(0, "self-hosted", "free")
+CACHE_HIT = Price(0, "cache-hit", "free")
+UNPRICED = Price(None, "", "unpriced")
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """Who prices at one time: the rate and what modifies it.
+
+    ``tariff`` is in ``currency``; None when nothing matches. ``factor`` holds the multiplier and
+    the exchange rate; None when the currency cannot be converted. ``by_length`` is what prices
+    an event without tokens instead, where the book has such a price.
+    """
+
+    rate_id: str = ""
+    tariff: Tariff | None = None
+    currency: str = BOOK_CURRENCY
+    factor: Fraction | None = None
+    rate: Span[PriceRate] | None = None
+    listing: Listing | None = None
+    multiplier: Span[Multiplier] | None = None
+    fx: Span[FxRate] | None = None
+    estimated: bool = False
+    by_length: tuple[str, Tariff] | None = None
+
+    @property
+    def is_free(self) -> bool:
+        return self.listing is not None and self.listing.is_free
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Everything that can rule for one provider, model and service tier, best first."""
+
+    service_tier: str
+    rates: tuple[Span[PriceRate], ...]
+    listing: Listing | None
+    last_resort: tuple[Span[PriceRate], ...]
+    multipliers: tuple[Span[Multiplier], ...]
+    fx: dict[str, tuple[Span[FxRate], ...]]
+
+    def edges_us(self) -> list[int]:
+        """Every time at which the ruling can change, in order."""
+        spans = [*self.rates, *self.last_resort, *self.multipliers]
+        edges = {edge for span in spans for edge in span.edges()}
+        edges.update(edge for fx in self.fx.values() for span in fx for edge in span.edges())
+        edges.update(s.start_us for s in self._seasons() if s.start_us is not None)
+        return sorted(edges - {NEVER_US})
+
+    def day_edges_us(self) -> list[int]:
+        """Every time of day at which the ruling can change, in order, midnight excluded."""
+        windows = [s.window_us for s in self._seasons() if s.window_us is not None]
+        return sorted({edge for window in windows for edge in window} - {0})
+
+    def _seasons(self) -> Iterable[Season]:
+        return self.listing.seasons(self.service_tier) if self.listing is not None else ()
+
+
+class Quote:
+    """A price to be had: a table and what its prices are called, or one ``fixed`` answer."""
+
+    __slots__ = ("by_length", "estimated", "fixed", "rate_id", "table")
+
+    def __init__(
+        self,
+        fixed: Price = UNPRICED,
+        *,
+        rate_id: str = "",
+        table: Table | None = None,
+        estimated: bool = False,
+        by_length: "Quote | None" = None,
+    ) -> None:
+        self.fixed = fixed
+        self.rate_id = rate_id
+        self.table = table
+        self.estimated = estimated
+        self.by_length = by_length
+
+
+_NO_QUOTE = Quote()
+
+
+class Plan:
+    """Quotes over time; ``starts_us[i]`` is where ``quotes[i + 1]`` begins.
+
+    A quote may itself be a plan, then over the microseconds of a UTC day.
+    """
+
+    __slots__ = ("quotes", "starts_us")
+
+    def __init__(self, starts_us: list[int], quotes: "list[Quote | Plan]") -> None:
+        self.starts_us = starts_us
+        self.quotes = quotes
+
+    def at(self, at_us: int) -> Quote:
+        found = self.quotes[bisect_right(self.starts_us, at_us)]
+        return found if isinstance(found, Quote) else found.at(at_us % DAY_US)
+
+
+class PriceVersion:
+    """All prices as of one position in the rates log; immutable but for its cache of plans.
+
+    ``currency`` is the deployment's. ``key`` identifies the version.
+    """
+
+    def __init__(self, rates: RateSet, book: Book) -> None:
+        self.rates = rates
+        self.book = book
+        self.currency = rates.currency
+        self.key: tuple[int, str] = (rates.next_offset, book.digest)
+        spans = spans_of(rates.used)
+        self._rates = [span for span in spans.prices if not span.rate.is_last_resort]
+        self._last_resort = [span for span in spans.prices if span.rate.is_last_resort]
+        self._multipliers = spans.multipliers
+        self._fx = spans.fx
+        self._plans: dict[tuple[str, str, str], Plan | Quote] = {}
+        self._quotes: dict[tuple[str, Fraction, bool], Quote] = {}
+
+    def price(self, event: Event) -> Price:
+        """The price of ``event``, which must be valid (its parts within their wholes)."""
+        if event.self_hosted:
+            return SELF_HOSTED
+        if event.cache_hit:
+            return CACHE_HIT
+        key = (event.provider, event.model, event.service_tier)
+        quote = self._plans.get(key)
+        if quote is None:
+            quote = self._new_plan(key)
+        if isinstance(quote, Plan):
+            quote = quote.at(event.occurred_at_us)
+        if quote.by_length is not None and not event.input_tokens and not event.output_tokens:
+            quote = quote.by_length
+        table = quote.table
+        if table is None:
+            return quote.fixed
+        cost_nano = table.cost_nano(event)
+        if cost_nano is None:
+            return UNPRICED
+        return Price(cost_nano, quote.rate_id, "priced", quote.estimated)
+
+    def candidates(self, provider: str, model: str, service_tier: str = "") -> Candidates:
+        """What can rule for these references, whatever the time."""
+        rates = matching(self._rates, provider, model)
+        last_resort = matching(self._last_resort, provider, model)
+        currencies = {span.rate.currency for span in (*rates, *last_resort)} - {None}
+        fx = {
+            currency: tuple(newest_first(self._fx, currency))
+            for currency in (*currencies, BOOK_CURRENCY)
+            if currency is not None and currency != self.currency
+        }
+        return Candidates(
+            service_tier=service_tier,
+            rates=tuple(rates),
+            listing=self.book.find(provider, model),
+            last_resort=tuple(last_resort),
+            multipliers=tuple(matching(self._multipliers, provider, model)),
+            fx=fx,
+        )
+
+    def ruling_at(self, found: Candidates, at_us: int, time_us: int | None = None) -> Ruling:
+        """Which of the candidates prices an event of that time, and how.
+
+        ``time_us`` replaces the time of day (microseconds, UTC) where the book asks for it.
+        """
+        rate = first_at(found.rates, at_us)
+        if rate is None and found.listing is not None:
+            book_us = at_us if time_us is None else at_us - at_us % DAY_US + time_us
+            rate_id, tariff = found.listing.tariff_at(book_us, found.service_tier)
+            by_length = found.listing.by_length_at(book_us)
+            ruling = Ruling(rate_id, tariff, listing=found.listing, by_length=by_length)
+            return ruling if ruling.is_free else self._modified(ruling, found, at_us)
+        estimated = rate is None
+        if rate is None:
+            rate = first_at(found.last_resort, at_us)
+        if rate is None:
+            return Ruling()
+        ruling = Ruling(
+            rate.rate.rate_id,
+            tariff_of(rate.rate),
+            rate.rate.currency or self.currency,
+            rate=rate,
+            estimated=estimated,
+        )
+        return self._modified(ruling, found, at_us)
+
+    def _modified(self, ruling: Ruling, found: Candidates, at_us: int) -> Ruling:
+        """``ruling`` with the best multiplier and the exchange rate of the time."""
+        factor = Fraction(1)
+        rate_id, by_length = ruling.rate_id, ruling.by_length
+        multiplier = first_at(found.multipliers, at_us)
+        if multiplier is not None:
+            factor *= Fraction(multiplier.rate.factor)
+            suffix = f"*{multiplier.rate.rate_id}"
+            rate_id += suffix
+            by_length = None if by_length is None else (by_length[0] + suffix, by_length[1])
+        fx = None
+        if ruling.currency != self.currency:
+            fx = first_at(found.fx.get(ruling.currency, ()), at_us)
+        convertible = fx is not None or ruling.currency == self.currency
+        if fx is not None:
+            factor *= Fraction(fx.rate.rate)
+        return Ruling(
+            rate_id,
+            ruling.tariff,
+            ruling.currency,
+            factor if convertible else None,
+            ruling.rate,
+            ruling.listing,
+            multiplier,
+            fx,
+            ruling.estimated,
+            by_length,
+        )
+
+    def _new_plan(self, key: tuple[str, str, str]) -> "Plan | Quote":
+        found = self.candidates(*key)
+        edges_us = found.edges_us()
+        quotes = [self._quotes_at(found, at_us) for at_us in (_ALWAYS_US, *edges_us)]
+        plan = _plan(edges_us, quotes)
+        if len(self._plans) >= MAX_PLANS:
+            self._plans.clear()
+        self._plans[key] = plan
+        return plan
+
+    def _quotes_at(self, found: Candidates, at_us: int) -> "Quote | Plan":
+        """The quote from ``at_us`` on, by time of day where that matters."""
+        times_us = found.day_edges_us()
+        if not times_us:
+            return self._quote(self.ruling_at(found, at_us))
+        # The book's dates begin at midnight UTC, so its part of the ruling depends on the day
+        # and the time of day alone; the rest stays as it is at the start of the stretch.
+        rulings = [self.ruling_at(found, at_us, time_us) for time_us in (0, *times_us)]
+        return _plan(times_us, [self._quote(ruling) for ruling in rulings])
+
+    def _quote(self, ruling: Ruling) -> Quote:
+        if ruling.is_free:
+            return Quote(Price(0, ruling.rate_id, "free"))
+        if ruling.tariff is None or ruling.factor is None:
+            return _NO_QUOTE
+        # A rate_id names one tariff in one version, so models that share a rate share a table.
+        known = (ruling.rate_id, ruling.factor, ruling.by_length is not None)
+        quote = self._quotes.get(known)
+        if quote is None:
+            quote = Quote(
+                rate_id=ruling.rate_id,
+                table=Table(ruling.tariff, ruling.factor),
+                estimated=ruling.estimated,
+            )
+            if ruling.by_length is not None:
+                name, tariff = ruling.by_length
+                quote.by_length = Quote(rate_id=name, table=Table(tariff, ruling.factor))
+            self._quotes[known] = quote
+        return quote
+
+
+def tariff_of(rate: PriceRate) -> Tariff:
+    """What a set rate charges, in nanos of its currency."""
+    prices = {name: nano_per_unit(str(amount), 1_000_000) for name, amount in rate.per_million}
+    prices |= {name: nano_per_unit(str(amount), 1) for name, amount in rate.per_second}
+    prices |= {name: nano_per_unit(str(amount), 1) for name, amount in rate.per_unit}
+    return Tariff(prices)
+
+
+def _plan(starts_us: list[int], quotes: "list[Quote | Plan] | list[Quote]") -> "Plan | Quote":
+    """The plan with equal neighbours joined; a quote where one is left for all time."""
+    starts: list[int] = []
+    kept: list[Quote | Plan] = [quotes[0]]
+    for start_us, quote in zip(starts_us, quotes[1:], strict=True):
+        if quote is not kept[-1]:
+            starts.append(start_us)
+            kept.append(quote)
+    only = kept[0]
+    return only if isinstance(only, Quote) and not starts else Plan(starts, kept)

@@ -1,0 +1,196 @@
+"""Totals: the fold of priced events into day cells, per source partition.
+
+A cell is what one scope used on one UTC day, as far as one partition of ``usage.events`` knows.
+The fold adds integers only, so it is the same whatever slices the stream is cut into.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from pipeline.core.events import Event
+
+DAY_US: Final = 86_400_000_000
+
+Totals = tuple[int, int, int, int, int, int]
+"""requests, tokens, cost_nano, org_cost_nano, unpriced, org_unpriced (see ``TOTALS_FIELDS``)."""
+
+TOTALS_FIELDS: Final = (
+    "requests",
+    "tokens",
+    "cost_nano",
+    "org_cost_nano",
+    "unpriced",
+    "org_unpriced",
+)
+
+
+SHARDS: Final = 256
+
+
+def shard_of(scope: str) -> int:
+    """The hash class of a scope's cells, 0 … ``SHARDS`` − 1, in which a journal rewrites them."""
+    return zlib.crc32(scope.encode()) % SHARDS
+
+
+class Cell:
+    """The cumulative totals of ``scope`` on ``day`` (days since 1970-01-01 UTC)."""
+
+    __slots__ = (
+        "cost_nano",
+        "day",
+        "flush",
+        "org_cost_nano",
+        "org_unpriced",
+        "requests",
+        "scope",
+        "tokens",
+        "unpriced",
+    )
+
+    def __init__(self, scope: str, day: int, totals: Totals = (0, 0, 0, 0, 0, 0)) -> None:
+        self.scope = scope
+        self.day = day
+        self.flush = -1
+        self.set(totals)
+
+    def set(self, totals: Totals) -> None:
+        """Replaces all values."""
+        (
+            self.requests,
+            self.tokens,
+            self.cost_nano,
+            self.org_cost_nano,
+            self.unpriced,
+            self.org_unpriced,
+        ) = totals
+
+    def totals(self) -> Totals:
+        """The cell's values in the order of ``TOTALS_FIELDS``."""
+        return (
+            self.requests,
+            self.tokens,
+            self.cost_nano,
+            self.org_cost_nano,
+            self.unpriced,
+            self.org_unpriced,
+        )
+
+
+class _Day:
+    """One day's cells, by kind of scope, so that the hot path builds no scope strings."""
+
+    __slots__ = ("all", "group", "org", "port", "user")
+
+    def __init__(self) -> None:
+        self.all: dict[str, Cell] = {}
+        self.port: dict[str, Cell] = {}
+        self.org: dict[str, Cell] = {}
+        self.group: dict[str, Cell] = {}
+        self.user: dict[str, Cell] = {}
+
+    def kind_of(self, scope: str) -> tuple[dict[str, Cell], str]:
+        kind, _, ident = scope.partition(":")
+        return getattr(self, kind), ident
+
+    def __len__(self) -> int:
+        return sum(map(len, (self.all, self.port, self.org, self.group, self.user)))
+
+
+class SourceTotals:
+    """All live cells of one source partition, and which of them changed since the last flush."""
+
+    def __init__(self) -> None:
+        self._days: dict[int, _Day] = {}
+        self._shards: list[list[Cell]] = [[] for _ in range(SHARDS)]
+        self._changed: list[Cell] = []
+        self._flush = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._days.values()))
+
+    def put(self, scope: str, day: int, totals: Totals) -> None:
+        """Sets a cell to recovered values; it does not count as changed."""
+        kind, ident = self._day(day).kind_of(scope)
+        cell = kind.get(ident) or self._new(kind, ident, scope, day)
+        cell.set(totals)
+
+    def cells(self) -> Iterator[Cell]:
+        """Every live cell."""
+        for shard in self._shards:
+            yield from shard
+
+    def shard(self, number: int) -> list[Cell]:
+        """The live cells of one hash class; not a copy."""
+        return self._shards[number]
+
+    def add(self, event: Event, cost_nano: int | None) -> None:
+        """Counts one accepted event; ``cost_nano`` None means unpriced."""
+        number = event.occurred_at_us // DAY_US
+        day = self._days.get(number) or self._day(number)
+        touched = [
+            day.all.get("") or self._new(day.all, "", "all", number),
+            day.port.get(event.port_id)
+            or self._new(day.port, event.port_id, "port:" + event.port_id, number),
+        ]
+        ident = event.user_id
+        if ident:
+            touched.append(
+                day.user.get(ident) or self._new(day.user, ident, "user:" + ident, number)
+            )
+        ident = event.organization_id
+        if ident:
+            touched.append(day.org.get(ident) or self._new(day.org, ident, "org:" + ident, number))
+        ident = event.group_id
+        if ident:
+            touched.append(
+                day.group.get(ident) or self._new(day.group, ident, "group:" + ident, number)
+            )
+        tokens = event.input_tokens + event.output_tokens
+        is_org = event.billing_scope == "org"
+        flush = self._flush
+        for cell in touched:
+            if cell.flush != flush:
+                cell.flush = flush
+                self._changed.append(cell)
+            cell.requests += 1
+            cell.tokens += tokens
+            if cost_nano is None:
+                cell.unpriced += 1
+                if is_org:
+                    cell.org_unpriced += 1
+            elif cost_nano:
+                cell.cost_nano += cost_nano
+                if is_org:
+                    cell.org_cost_nano += cost_nano
+
+    def take_changed(self) -> list[Cell]:
+        """The cells that changed since the last call, each once; starts a new flush."""
+        changed, self._changed = self._changed, []
+        self._flush += 1
+        return changed
+
+    def drop_before(self, oldest_day: int) -> int:
+        """Forgets the cells of days before ``oldest_day``; returns how many."""
+        gone = [day for day in self._days if day < oldest_day]
+        dropped = sum(len(self._days.pop(day)) for day in gone)
+        if dropped:
+            self._shards = [[c for c in shard if c.day >= oldest_day] for shard in self._shards]
+        return dropped
+
+    def _day(self, number: int) -> _Day:
+        return self._days.setdefault(number, _Day())
+
+    def _new(self, kind: dict[str, Cell], ident: str, scope: str, day: int) -> Cell:
+        cell = kind[ident] = Cell(scope, day)
+        self._shards[shard_of(scope)].append(cell)
+        return cell
+
+
+def sum_totals(parts: Iterable[Totals]) -> Totals:
+    """Adds totals field by field."""
+    result = [0, 0, 0, 0, 0, 0]
+    for part in parts:
+        for index, value in enumerate(part):
+            result[index] += value
+    return tuple(result)  # type: ignore[return-value]

@@ -1,0 +1,149 @@
+"""Priced blocks as one Arrow table in the ledger's column order.
+
+Rows come as tuples and leave as typed columns: one transposition, then one array a column.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.blocks import ROW_COLUMNS, PricedBlock
+from pipeline.core.errors import CorruptRecord
+
+COUNTER_COLUMNS: tuple[str, ...] = (
+    "input_tokens",
+    "cached_input_tokens",
+    "cache_write_tokens",
+    "cache_write_1h_tokens",
+    "input_audio_tokens",
+    "input_image_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "output_audio_tokens",
+    "characters",
+    "images",
+    "web_searches",
+)
+
+_TAGS = pa.map_(pa.string(), pa.string())
+_SCHEMA = pa.schema(
+    [
+        ("event_id", pa.string()),
+        ("entry_no", pa.uint32()),
+        ("requests", pa.int8()),
+        ("unpriced_requests", pa.int8()),
+        ("occurred_at", pa.timestamp("us", "UTC")),
+        ("recorded_at", pa.timestamp("ms", "UTC")),
+        ("port_id", pa.string()),
+        ("organization_id", pa.string()),
+        ("group_id", pa.string()),
+        ("user_id", pa.string()),
+        ("session_id", pa.string()),
+        ("service", pa.string()),
+        ("feature", pa.string()),
+        ("kind", pa.string()),
+        ("provider", pa.string()),
+        ("model", pa.string()),
+        ("endpoint", pa.string()),
+        ("request_id", pa.string()),
+        ("service_tier", pa.string()),
+        ("billing_scope", pa.string()),
+        *((name, pa.int64()) for name in COUNTER_COLUMNS),
+        ("total_tokens", pa.int64()),
+        ("audio_nano", pa.int64()),
+        ("cost_nano", pa.int64()),
+        ("currency", pa.string()),
+        ("rate_id", pa.string()),
+        ("price_status", pa.string()),
+        ("estimated", pa.bool_()),
+        ("self_hosted", pa.bool_()),
+        ("cache_hit", pa.bool_()),
+        ("reported_cost", pa.string()),
+        ("tags", _TAGS),
+        ("correction_id", pa.string()),
+        ("correction_reason", pa.string()),
+        ("epoch", pa.uint32()),
+        ("source_topic", pa.string()),
+        ("source_partition", pa.uint32()),
+        ("source_offset", pa.int64()),
+    ]
+)
+LEDGER_COLUMNS: tuple[str, ...] = tuple(_SCHEMA.names)
+"""The columns of table ``ledger_entries``, in its order."""
+
+_RENAMED = {"occurred_at_us": "occurred_at", "recorded_at_ms": "recorded_at"}
+
+
+def entries_table(blocks: Sequence[PricedBlock], currency: str) -> pa.Table:
+    """The rows of ``blocks`` as first entries (``entry_no`` 0), one table for all of them.
+
+    Raises ``CorruptRecord`` when a row is not what ``ROW_COLUMNS`` says.
+    """
+    rows = list(chain.from_iterable(block.rows for block in blocks))
+    try:
+        columns = _row_columns(rows)
+    except (ValueError, TypeError, OverflowError, AttributeError) as error:
+        raise CorruptRecord(f"a priced block's rows do not fit the ledger: {error}") from error
+    status = columns["price_status"]
+    columns["unpriced_requests"] = pc.cast(_call("equal", status, "unpriced"), pa.int8())
+    columns["estimated"] = _call("or", columns["estimated"], columns.pop("price_estimated"))
+    columns["total_tokens"] = _call("add", columns["input_tokens"], columns["output_tokens"])
+    columns |= _constants(blocks, len(rows), currency)
+    return pa.table([columns[name] for name in LEDGER_COLUMNS], schema=_SCHEMA)
+
+
+def by_month(entries: pa.Table) -> Iterator[pa.Table]:
+    """``entries`` cut by the UTC month of ``occurred_at``: one ClickHouse partition each."""
+    months = pc.cast(entries["occurred_at"], pa.timestamp("us"))
+    months = months.to_numpy().astype("datetime64[M]").astype(np.int64)
+    first_to_last = np.unique(months)
+    if len(first_to_last) == 1:
+        yield entries
+        return
+    for month in first_to_last:
+        yield entries.filter(pa.array(months == month))
+
+
+def _call(function: str, left: pa.Array, right: pa.Array | str) -> pa.Array:
+    operand = pa.scalar(right) if isinstance(right, str) else right
+    return pc.call_function(function, [left, operand])
+
+
+def _row_columns(rows: list[tuple[object, ...]]) -> dict[str, pa.Array]:
+    values = list(zip(*rows, strict=True)) or [()] * len(ROW_COLUMNS)
+    columns: dict[str, pa.Array] = {}
+    for row_name, column in zip(ROW_COLUMNS, values, strict=True):
+        name = _RENAMED.get(row_name, row_name)
+        if name == "tags":
+            columns[name] = _tags_array(column)
+        elif name == "price_estimated":
+            columns[name] = pa.array(column, pa.bool_())
+        else:
+            columns[name] = pa.array(column, _SCHEMA.field(name).type)
+    return columns
+
+
+def _tags_array(tags: Sequence[dict[str, str]]) -> pa.Array:
+    offsets = list(accumulate(map(len, tags), initial=0))
+    keys = pa.array(list(chain.from_iterable(tags)), pa.string())
+    values = pa.array(list(chain.from_iterable(tag.values() for tag in tags)), pa.string())
+    return pa.MapArray.from_arrays(pa.array(offsets, pa.int32()), keys, values)
+
+
+def _constants(blocks: Sequence[PricedBlock], count: int, currency: str) -> dict[str, pa.Array]:
+    lengths = [len(block.rows) for block in blocks]
+    return {
+        "entry_no": pa.array(np.zeros(count, np.uint32)),
+        "requests": pa.array(np.ones(count, np.int8)),
+        "currency": pa.repeat(currency, count),
+        "correction_id": pa.repeat("", count),
+        "correction_reason": pa.repeat("", count),
+        "epoch": pa.array(np.repeat(np.array([b.epoch for b in blocks], np.uint32), lengths)),
+        "source_topic": pa.array(np.repeat([b.topic for b in blocks], lengths), pa.string()),
+        "source_partition": pa.array(
+            np.repeat(np.array([b.partition for b in blocks], np.uint32), lengths)
+        ),
+    }

@@ -1,0 +1,215 @@
+"""How far the ledger has come: one manifest for every run of source offsets it holds."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+import msgspec
+from clickhouse_connect.driver.client import Client
+
+from pipeline.core.blocks import PricedBlock
+from pipeline.core.errors import CorruptRecord, Refused
+
+INSERT_SETTINGS = {"async_insert": 0}
+"""The acknowledgement of an insert means that its rows are on disk."""
+
+_COLUMNS = (
+    "epoch",
+    "topic",
+    "partition",
+    "first_offset",
+    "next_offset",
+    "rows",
+    "rejected",
+    "duplicates",
+    "forwarded",
+    "days",
+    "priced_partition",
+    "priced_next_offset",
+    "written_at",
+)
+_LAST = """
+SELECT epoch, next_offset, priced_next_offset FROM sink_manifests
+WHERE topic = {topic:String} AND partition = {partition:UInt32}
+ORDER BY topic DESC, partition DESC, epoch DESC, next_offset DESC LIMIT 1
+"""
+_TOPICS = "SELECT DISTINCT topic FROM sink_manifests ORDER BY topic"
+_ROWS_ABOVE = """
+SELECT DISTINCT source_offset FROM ledger_entries
+WHERE epoch = {epoch:UInt32} AND source_topic = {topic:String}
+AND source_partition = {partition:UInt32} AND source_offset >= {next_offset:Int64}
+LIMIT {limit:UInt32}
+"""
+_ROWS_ABOVE_LIMIT = 500_000
+_US_PER_DAY = 86_400_000_000
+_EPOCH_DAY = date(1970, 1, 1)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One run ``[first_offset, next_offset)`` of a source partition that the ledger holds.
+
+    ``rows``, ``rejected``, ``duplicates`` and ``forwarded`` count the run's records by where they
+    ended. ``days`` are the UTC days its rows touch. ``priced_next_offset`` is where the reader of
+    ``usage.priced`` (partition ``priced_partition``) goes on.
+    """
+
+    epoch: int
+    topic: str
+    partition: int
+    first_offset: int
+    next_offset: int
+    rows: int
+    rejected: int
+    duplicates: int
+    forwarded: int
+    days: tuple[date, ...]
+    priced_partition: int
+    priced_next_offset: int
+
+
+@dataclass(frozen=True)
+class Position:
+    """Up to where the ledger holds one source partition, and where its blocks go on."""
+
+    epoch: int
+    next_offset: int
+    priced_next_offset: int
+
+
+@dataclass(frozen=True)
+class LogEpoch:
+    """The Kafka log that offsets count in; a recreated one has a higher ``epoch``."""
+
+    epoch: int
+    id: str
+    created_at: datetime
+    cluster_id: str = ""
+    topic_ids: tuple[tuple[str, str], ...] = ()
+
+
+def manifests_of(
+    blocks: Sequence[PricedBlock], priced_partition: int, priced_next_offset: int
+) -> list[Manifest]:
+    """One manifest for each source log in ``blocks``, which must join end to end."""
+    runs: dict[tuple[str, int, int], list[PricedBlock]] = {}
+    for block in blocks:
+        runs.setdefault((block.topic, block.partition, block.epoch), []).append(block)
+    return [
+        Manifest(
+            epoch=epoch,
+            topic=topic,
+            partition=partition,
+            first_offset=run[0].first_offset,
+            next_offset=run[-1].next_offset,
+            rows=sum(len(block.rows) for block in run),
+            rejected=sum(len(block.rejected) for block in run),
+            duplicates=sum(len(block.duplicates) for block in run),
+            forwarded=sum(len(block.forwarded) for block in run),
+            days=_days(run),
+            priced_partition=priced_partition,
+            priced_next_offset=priced_next_offset,
+        )
+        for (topic, partition, epoch), run in runs.items()
+    ]
+
+
+def write_manifests(client: Client, manifests: Iterable[Manifest], written_at: datetime) -> None:
+    """Records the runs in one insert, so that either all of them stand or none."""
+    rows = [[*(getattr(m, name) for name in _COLUMNS[:-1]), written_at] for m in manifests]
+    client.insert("sink_manifests", rows, column_names=_COLUMNS, settings=INSERT_SETTINGS)
+
+
+def source_topics(client: Client) -> list[str]:
+    """The topics that any manifest names."""
+    return [str(topic) for (topic,) in client.query(_TOPICS).result_rows]
+
+
+def last_position(client: Client, topic: str, partition: int) -> Position | None:
+    """The newest manifest's end of one source partition; None when there is no manifest."""
+    row = client.query(_LAST, parameters={"topic": topic, "partition": partition}).first_row
+    return Position(*(int(value) for value in row)) if row else None
+
+
+def rows_above(client: Client, topic: str, partition: int, position: Position) -> frozenset[int]:
+    """Source offsets of rows that were inserted although no manifest covers them yet.
+
+    A sink that died between its insert and its manifest leaves them. At most 500,000 are named;
+    inserting one again would do no harm.
+    """
+    parameters = {
+        "epoch": position.epoch,
+        "topic": topic,
+        "partition": partition,
+        "next_offset": position.next_offset,
+        "limit": _ROWS_ABOVE_LIMIT,
+    }
+    found = client.query(_ROWS_ABOVE, parameters=parameters).result_rows
+    return frozenset(int(offset) for (offset,) in found)
+
+
+def known_epochs(client: Client) -> list[LogEpoch]:
+    """Every log the ledger's entries came from, oldest first."""
+    rows = client.query(
+        "SELECT epoch, id, created_at, cluster_id, topic_ids FROM log_epochs FINAL ORDER BY epoch"
+    ).result_rows
+    return [
+        LogEpoch(int(epoch), str(log_id), created, str(cluster), tuple(sorted(topics.items())))
+        for epoch, log_id, created, cluster, topics in rows
+    ]
+
+
+def join_epoch(client: Client, log: LogEpoch) -> None:
+    """Records ``log`` as the one the ledger is written from now on.
+
+    Raises ``Refused`` when the ledger knows a later log, or another one of the same number: then
+    this Kafka is not the one whose usage the ledger holds.
+    """
+    known = known_epochs(client)
+    if any(k.epoch == log.epoch and k.id == log.id for k in known):
+        if known[-1].epoch > log.epoch:
+            raise Refused(
+                f"this Kafka's log is of epoch {log.epoch}, but the ledger has gone on to epoch "
+                f"{known[-1].epoch}; connect the newer Kafka"
+            )
+        return
+    if known and known[-1].epoch >= log.epoch:
+        raise Refused(
+            f"this Kafka's log (epoch {log.epoch}, id {log.id}) is not the one the ledger was "
+            f"written from (epoch {known[-1].epoch}, id {known[-1].id}); connect that Kafka, or "
+            "run `tallyport rebuild` to go on with this one"
+        )
+    row = [log.epoch, log.id, log.created_at, log.cluster_id, dict(log.topic_ids)]
+    client.insert(
+        "log_epochs",
+        [row],
+        column_names=("epoch", "id", "created_at", "cluster_id", "topic_ids"),
+        settings=INSERT_SETTINGS,
+    )
+
+
+class _EpochRecord(msgspec.Struct):
+    epoch: int
+    id: str
+    created_at: datetime
+    cluster_id: str = ""
+    topic_ids: dict[str, str] = {}
+
+
+def decode_epoch(value: bytes) -> LogEpoch:
+    """The record of ``tallyport.epoch``; raises ``CorruptRecord`` when it is none."""
+    try:
+        record = msgspec.json.decode(value, type=_EpochRecord)
+    except msgspec.MsgspecError as error:
+        raise CorruptRecord(f"not a record of the log's epoch: {error}") from error
+    created_at = record.created_at
+    if created_at.tzinfo is None:
+        created_at = created_at.replace(tzinfo=UTC)
+    topics = tuple(sorted(record.topic_ids.items()))
+    return LogEpoch(record.epoch, record.id, created_at, record.cluster_id, topics)
+
+
+def _days(blocks: Iterable[PricedBlock]) -> tuple[date, ...]:
+    # Column 1 of a row is occurred_at_us.
+    days = {row[1] // _US_PER_DAY for block in blocks for row in block.rows}
+    return tuple(_EPOCH_DAY + timedelta(days=day) for day in sorted(days))

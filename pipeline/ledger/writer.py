@@ -1,0 +1,126 @@
+"""Writing blocks to the ledger: first the rows, then the manifests that vouch for them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from clickhouse_connect.driver.client import Client
+
+from pipeline import faults, metrics
+from pipeline.core.blocks import PricedBlock
+from pipeline.core.errors import Refused
+from pipeline.ledger.client import connect, ledger_address, ledger_errors
+from pipeline.ledger.columns import by_month, entries_table
+from pipeline.ledger.manifests import (
+    INSERT_SETTINGS,
+    LogEpoch,
+    Position,
+    join_epoch,
+    last_position,
+    manifests_of,
+    rows_above,
+    write_manifests,
+)
+from pipeline.ledger.migrate import pending
+from pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive blocks of one priced partition.
+
+    ``unwritten`` are the same blocks without the rows that the ledger has already.
+    """
+
+    priced_partition: int
+    priced_next_offset: int
+    blocks: Sequence[PricedBlock]
+    unwritten: Sequence[PricedBlock]
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What the ledger holds of one partition, by source topic: its end, and rows above it."""
+
+    positions: dict[str, Position]
+    known: dict[str, frozenset[int]]
+
+
+class LedgerWriter:
+    """The sink's side of ClickHouse. Its methods block and raise ``LedgerError``.
+
+    Connects when first used and again after ``close``, so that a ledger that came back at another
+    address is found.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._address = ledger_address(settings, write=True)
+        self._client: Client | None = None
+
+    def holdings(self, topics: Iterable[str], partitions: Iterable[int]) -> dict[int, Holding]:
+        """What the ledger holds of each partition of ``topics``."""
+        client = self._connected()
+        with ledger_errors(self._address):
+            return {p: self._holding(client, topics, p) for p in partitions}
+
+    def join(self, log: LogEpoch) -> None:
+        """Records which log the rows come from; raises ``Refused`` when it is not the ledger's."""
+        client = self._connected()
+        with ledger_errors(self._address):
+            join_epoch(client, log)
+
+    def write(self, runs: Sequence[Run]) -> int:
+        """Steps 2 and 3 of the sink's protocol; returns how many rows were inserted."""
+        client = self._connected()
+        blocks = [block for run in runs for block in run.unwritten if block.rows]
+        entries = entries_table(blocks, self._settings.currency) if blocks else None
+        with ledger_errors(self._address):
+            if entries is not None:
+                faults.point("sink-before-insert")
+                for month in by_month(entries):
+                    with metrics.SINK_INSERT_SECONDS.time():
+                        client.insert_arrow("ledger_entries", month, settings=INSERT_SETTINGS)
+                    faults.point("sink-after-insert")
+            faults.point("sink-before-manifest")
+            written_at = datetime.now(UTC)
+            manifests = [
+                manifest
+                for run in runs
+                for manifest in manifests_of(
+                    run.blocks, run.priced_partition, run.priced_next_offset
+                )
+            ]
+            write_manifests(client, manifests, written_at)
+            faults.point("sink-after-manifest")
+        return 0 if entries is None else entries.num_rows
+
+    def close(self) -> None:
+        """Lets go of the connection."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            entries_table([], self._settings.currency)  # its first call loads libraries, for 1 s
+            self._address = ledger_address(self._settings, write=True)
+            client = connect(self._address)
+            with ledger_errors(self._address):
+                if missing := pending(client):
+                    raise Refused(
+                        f"the ledger lacks {len(missing)} migrations (first {missing[0]}); "
+                        "run `tallyport migrate`"
+                    )
+            self._client = client
+        return self._client
+
+    @staticmethod
+    def _holding(client: Client, topics: Iterable[str], partition: int) -> Holding:
+        found = {topic: last_position(client, topic, partition) for topic in topics}
+        positions = {topic: position for topic, position in found.items() if position is not None}
+        known = {
+            topic: rows_above(client, topic, partition, position)
+            for topic, position in positions.items()
+        }
+        return Holding(positions, known)

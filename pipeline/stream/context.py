@@ -1,0 +1,51 @@
+"""What every stage of one worker shares."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipeline.core.event_codec import TimeLimits
+from pipeline.core.prices import PriceVersion
+from pipeline.settings import Settings
+from pipeline.stream.clock import BrokerClock
+from pipeline.stream.topics import Topics
+
+
+class Rates(Protocol):
+    """The price version in force and how fresh it is known to be."""
+
+    @property
+    def version(self) -> PriceVersion:
+        """The prices of everything read so far."""
+        ...
+
+    async def wait_confirmed(self, lead_s: float) -> None:
+        """Returns once the end of the rates topic was seen no longer than ``lead_s`` ago."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StreamContext:
+    """``client`` holds aiokafka's connection arguments; ``partitions`` of ``usage.events``."""
+
+    settings: Settings
+    client: dict[str, Any]
+    topics: Topics
+    partitions: int
+    epoch: int
+    rates: Rates
+    clock: BrokerClock
+
+    @property
+    def limits(self) -> TimeLimits:
+        """How old and how far ahead an event may be."""
+        settings = self.settings
+        return TimeLimits.of(settings.max_event_age_days, settings.max_future_skew_s)
+
+    @property
+    def group_id(self) -> str:
+        """The worker's consumer group."""
+        return f"{self.settings.topic_prefix}tallyport-worker"
+
+    def transactional_id(self, partition: int) -> str:
+        """The transactional id that belongs to one source partition."""
+        return f"{self.settings.topic_prefix}tallyport-price-{partition}"

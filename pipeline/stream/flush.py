@@ -1,0 +1,139 @@
+"""What one flush of a source partition sends, record by record."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pipeline.core.blocks import BLOCK_VERSION, ROW_COLUMNS, PricedBlock, encode_block
+from pipeline.core.home import partition_of
+from pipeline.core.intake import Rejected, Taken
+from pipeline.core.partials import PARTIAL_VERSION, CellValue, Partial, encode_partial
+from pipeline.core.totals import Cell
+from pipeline.stream.context import StreamContext
+from pipeline.stream.journal import Position
+from pipeline.stream.rules import rules_record
+from pipeline.stream.tables import SourceTable
+from pipeline.stream.transaction import Outbox, Record
+
+BLOCK_ROWS = 1_000
+PARTIAL_CELLS = 5_000
+
+
+@dataclass(slots=True)
+class Flush:
+    """One flush: the position before and after it, the fates, the cells that changed."""
+
+    before: Position
+    position: Position
+    taken: Taken
+    changed: list[Cell]
+
+
+@lru_cache(maxsize=200_000)
+def scope_home(scope: str, partitions: int) -> int:
+    """The partition whose merge owns ``scope`` and whose ``budget.state`` holds its records."""
+    return partition_of(scope.encode(), partitions)
+
+
+def split_partials(context: StreamContext, source: int, flush: Flush) -> list[tuple[int, Partial]]:
+    """The changed cells as (merge partition, partial), the last part of each marked complete."""
+    by_home: dict[int, list[CellValue]] = {}
+    for cell in flush.changed:
+        home = scope_home(cell.scope, context.partitions)
+        by_home.setdefault(home, []).append((cell.scope, cell.day, cell.totals()))
+    return [
+        (home, partial)
+        for home, cells in by_home.items()
+        for partial in _parts(source, flush, cells)
+    ]
+
+
+def _parts(source: int, flush: Flush, cells: list[CellValue]) -> list[Partial]:
+    starts = range(0, len(cells), PARTIAL_CELLS)
+    return [
+        Partial(
+            version=PARTIAL_VERSION,
+            epoch=flush.position.epoch,
+            source=source,
+            flush=flush.position.flush,
+            part=number,
+            complete=number == len(starts) - 1,
+            next_offset=flush.position.next_offset,
+            as_of_ms=flush.position.watermark_ms,
+            cells=cells[start : start + PARTIAL_CELLS],
+        )
+        for number, start in enumerate(starts)
+    ]
+
+
+def fill_outbox(
+    context: StreamContext,
+    table: SourceTable,
+    flush: Flush,
+    partials: list[tuple[int, Partial]],
+) -> Outbox:
+    """Everything the transaction of ``flush`` sends."""
+    outbox = Outbox()
+    topics, partition, taken = context.topics, table.partition, flush.taken
+    for key, value in table.journal.records(flush.position, flush.changed, table.totals):
+        outbox.add(topics.totals, partition, Record(key, value))
+    forget_before_ms = flush.position.watermark_ms - table.dedupe.horizon_ms
+    for key, body in table.ids.records(taken.keys, taken.times_ms, forget_before_ms):
+        outbox.add(topics.ids, partition, Record(key, body))
+    if flush.position.rules != flush.before.rules:
+        key = b"%d|%d" % (partition, flush.before.next_offset)
+        value = rules_record(flush.position.rules, partition, flush.before.next_offset)
+        outbox.add(topics.rules, 0, Record(key, value))
+    for home, partial in partials:
+        outbox.add(topics.partials, home, Record(b"%d" % partition, encode_partial(partial)))
+    for block in _blocks(context, partition, flush):
+        outbox.add(topics.priced, partition, Record(b"%d" % partition, encode_block(block)))
+    for rejected in taken.rejected:
+        outbox.add(topics.rejected, partition, _rejected_record(context, partition, rejected))
+    for forwarded in taken.forwarded:
+        source = forwarded.record
+        record = Record(source.key, source.value, forwarded.headers)
+        outbox.add(topics.events, forwarded.home, record)
+    return outbox
+
+
+def _blocks(context: StreamContext, partition: int, flush: Flush) -> list[PricedBlock]:
+    """The accepted rows in blocks that together cover the flush's offsets without a hole."""
+    rows = flush.taken.rows
+    offset_column = ROW_COLUMNS.index("source_offset")
+    starts = range(0, max(1, len(rows)), BLOCK_ROWS)
+    blocks: list[PricedBlock] = []
+    first_offset = flush.before.next_offset
+    for start in starts:
+        part = rows[start : start + BLOCK_ROWS]
+        is_last = start + BLOCK_ROWS >= len(rows)
+        next_offset = flush.position.next_offset if is_last else part[-1][offset_column] + 1
+        span = range(first_offset, next_offset)
+        blocks.append(
+            PricedBlock(
+                BLOCK_VERSION,
+                flush.position.epoch,
+                context.topics.events,
+                partition,
+                first_offset,
+                next_offset,
+                part,
+                [r.record.offset for r in flush.taken.rejected if r.record.offset in span],
+                [offset for offset in flush.taken.duplicates if offset in span],
+                [f.record.offset for f in flush.taken.forwarded if f.record.offset in span],
+            )
+        )
+        first_offset = next_offset
+    return blocks
+
+
+def _rejected_record(context: StreamContext, partition: int, rejected: Rejected) -> Record:
+    record, rejection = rejected.record, rejected.rejection
+    headers = [
+        *record.headers,
+        ("reason", rejection.reason.encode()),
+        ("detail", rejection.detail.encode(errors="backslashreplace")),
+        ("source-topic", context.topics.events.encode()),
+        ("source-partition", b"%d" % partition),
+        ("source-offset", b"%d" % record.offset),
+    ]
+    return Record(record.key, record.value, headers)

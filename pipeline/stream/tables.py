@@ -1,0 +1,90 @@
+"""The tables of the stream: what a partition remembers, and how it is read back.
+
+A *source table* belongs to one partition of ``usage.events``: its cells, the ids it has seen and
+its position, written in the transaction of each flush. Reading back always goes to the end of the
+log as of the call, open transactions decided, and is verified before it is used.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.core.dedupe import DedupeWindow
+from pipeline.core.totals import SourceTotals, Totals
+from pipeline.stream.id_journal import IdJournal, IdJournalReader
+from pipeline.stream.journal import Journal, JournalReader, Position
+from pipeline.stream.reader import read_to_end
+from pipeline.stream.topics import Topics
+
+
+@dataclass(slots=True)
+class SourceTable:
+    """One source partition's memory; ``position`` is what the last flush committed."""
+
+    partition: int
+    totals: SourceTotals
+    dedupe: DedupeWindow
+    position: Position
+    journal: Journal
+    ids: IdJournal
+
+
+@dataclass(slots=True)
+class TableView:
+    """A source table as an auditor sees it: nothing here can be written back."""
+
+    partition: int
+    position: Position
+    cells: dict[tuple[str, int], Totals] = field(default_factory=dict[tuple[str, int], Totals])
+
+    @property
+    def next_offset(self) -> int:
+        """The input offset up to which (exclusive) the cells count."""
+        return self.position.next_offset
+
+
+async def read_totals(
+    client: Mapping[str, Any], topics: Topics, partitions: list[int]
+) -> dict[int, JournalReader]:
+    """Reads the totals journals of ``partitions`` to their end."""
+    readers = {p: JournalReader(f"{topics.totals} partition {p}") for p in partitions}
+    async for records in read_to_end(client, topics.totals, partitions):
+        reader = readers[records[0].partition]
+        for record in records:
+            reader.feed(record.key, record.value, record.offset)
+    return readers
+
+
+async def read_ids(
+    client: Mapping[str, Any], topics: Topics, partitions: list[int]
+) -> dict[int, IdJournalReader]:
+    """Reads the id journals of ``partitions`` to their end."""
+    readers = {p: IdJournalReader(f"{topics.ids} partition {p}") for p in partitions}
+    async for records in read_to_end(client, topics.ids, partitions):
+        reader = readers[records[0].partition]
+        for record in records:
+            reader.feed(record.key, record.value, record.offset)
+    return readers
+
+
+async def read_tables(
+    client: Mapping[str, Any], topics: Topics, partitions: list[int]
+) -> dict[int, TableView]:
+    """The cells and position of each source partition, as committed at the call."""
+    views: dict[int, TableView] = {}
+    for partition, reader in (await read_totals(client, topics, partitions)).items():
+        totals = SourceTotals()
+        position = reader.restore(totals)
+        cells = {(cell.scope, cell.day): cell.totals() for cell in totals.cells()}
+        views[partition] = TableView(partition, position, cells)
+    return views
+
+
+def restore_source(
+    partition: int, totals_reader: JournalReader, ids_reader: IdJournalReader, horizon_ms: int
+) -> SourceTable:
+    """Builds the table that goes on where the journals end; raises ``CorruptRecord``."""
+    totals, journal, dedupe = SourceTotals(), Journal(), DedupeWindow(horizon_ms)
+    position = totals_reader.restore(totals, journal)
+    ids = ids_reader.restore(dedupe)
+    return SourceTable(partition, totals, dedupe, position, journal, ids)

@@ -1,0 +1,203 @@
+"""Whether worker and sink still advance while there is work: what ``/health/pipeline`` answers."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from pipeline import metrics
+from pipeline.core.budgets import is_heartbeat, parse_heartbeat
+from pipeline.core.errors import CorruptRecord
+from pipeline.stream.topics import Topics
+
+log = logging.getLogger(__name__)
+
+STALL_S = 10.0
+_POLL_S = 1.0
+_RETRY_S = 2.0
+_PEEK_MS = 1_000
+
+
+@dataclass
+class Backlog:
+    """One partition as its reader sees it. Offsets are of the log, times monotonic seconds."""
+
+    position: int = -1
+    end: int = -1
+    empty_up_to: int = -1
+    waiting_since_s: float | None = None
+
+    def observe(self, position: int, end: int, now_s: float) -> None:
+        """Take in where the reader is and where the log ends."""
+        moved = position != self.position
+        self.position, self.end = position, end
+        if end <= max(position, self.empty_up_to):
+            self.waiting_since_s = None
+        elif moved or self.waiting_since_s is None:
+            self.waiting_since_s = now_s
+
+    def overdue(self, now_s: float) -> bool:
+        """Whether work seems to have waited at one position for ``STALL_S``."""
+        return self.waiting_since_s is not None and now_s - self.waiting_since_s >= STALL_S
+
+    def found_empty(self) -> None:
+        """What lies ahead are only markers of transactions: no work."""
+        self.empty_up_to, self.waiting_since_s = self.end, None
+
+    @property
+    def lag(self) -> int:
+        """Records ahead; markers count until they are known to be only that."""
+        return 0 if self.end <= self.empty_up_to else max(0, self.end - self.position)
+
+
+@dataclass
+class Heartbeats:
+    """The last heartbeat of each partition of ``budget.state``."""
+
+    partitions: int
+    through: dict[int, dict[int, int]] = field(default_factory=dict[int, dict[int, int]])
+    as_of_ms: dict[int, int] = field(default_factory=dict[int, int])
+    advanced_s: dict[int, float] = field(default_factory=dict[int, float])
+
+    def take(self, key: bytes | None, value: bytes | None, now_s: float) -> None:
+        """Take in one record of ``budget.state``; what is no readable heartbeat is left alone."""
+        if key is None or value is None or not is_heartbeat(key):
+            return
+        try:
+            beat = parse_heartbeat(key, value)
+        except CorruptRecord:
+            return
+        self.through[beat.partition] = beat.through
+        if self.as_of_ms.get(beat.partition) != beat.as_of_ms:
+            self.as_of_ms[beat.partition] = beat.as_of_ms
+            self.advanced_s[beat.partition] = now_s
+
+    def contained(self, source_partition: int) -> int:
+        """The next offset of ``usage.events`` that every partition's states contain; 0 if none."""
+        if len(self.through) < self.partitions:
+            return 0
+        return min(through.get(source_partition, 0) for through in self.through.values())
+
+
+class Progress:
+    """Follows the logs; ``problems()`` says what stands still. ``run`` until it is cancelled."""
+
+    def __init__(self, client: Mapping[str, Any], topics: Topics) -> None:
+        self._client = dict(client)
+        self._topics = topics
+        self._worker: dict[int, Backlog] = {}
+        self._sink: dict[int, Backlog] = {}
+        self._unreachable: str | None = "Kafka has not been reached yet"
+
+    def ready(self) -> list[str]:
+        """What keeps this process from doing its own work."""
+        return [self._unreachable] if self._unreachable else []
+
+    async def problems(self) -> list[str]:
+        """What has stopped advancing while there is work."""
+        now_s = time.monotonic()
+        found = self.ready()
+        for part, backlogs, topic in (
+            ("worker", self._worker, self._topics.events),
+            ("sink", self._sink, self._topics.priced),
+        ):
+            found += [
+                f"{part} has not advanced for {now_s - (waiting.waiting_since_s or now_s):.0f} s: "
+                f"{topic} partition {partition} waits at offset {waiting.position} "
+                f"of {waiting.end}"
+                for partition, waiting in sorted(backlogs.items())
+                if waiting.overdue(now_s)
+            ]
+        return found
+
+    async def run(self) -> None:
+        """Follow the logs for ever; a lost connection is reported and tried again."""
+        while True:
+            try:
+                await self._follow()
+            except (KafkaError, OSError) as error:
+                self._unreachable = f"Kafka: {' '.join(str(error).split())[:200]}"
+                log.debug("progress: %s", self._unreachable)
+                await asyncio.sleep(_RETRY_S)
+
+    async def _follow(self) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            states = await self._consumer(stack)
+            peek = await self._consumer(stack)
+            admin = AIOKafkaAdminClient(**self._client)
+            stack.push_async_callback(admin.close)
+            await admin.start()
+            assigned = await _all_partitions(states, self._topics.state)
+            states.assign(assigned)
+            await states.seek_to_beginning(*assigned)
+            beats = Heartbeats(len(assigned))
+            while True:
+                await self._read_heartbeats(states, beats)
+                await self._measure(peek, admin, beats)
+                self._unreachable = None
+
+    async def _consumer(self, stack: contextlib.AsyncExitStack) -> AIOKafkaConsumer:
+        consumer = AIOKafkaConsumer(
+            **self._client, isolation_level="read_committed", enable_auto_commit=False
+        )
+        stack.push_async_callback(consumer.stop)
+        await consumer.start()
+        return consumer
+
+    async def _read_heartbeats(self, states: AIOKafkaConsumer, beats: Heartbeats) -> None:
+        until_s = time.monotonic() + _POLL_S
+        while (left_s := until_s - time.monotonic()) > 0:
+            batches = await states.getmany(timeout_ms=int(left_s * 1000) + 1, max_records=20_000)
+            now_s = time.monotonic()
+            for records in batches.values():
+                for record in records:
+                    beats.take(record.key, record.value, now_s)
+        now_s = time.monotonic()
+        for partition, advanced_s in beats.advanced_s.items():
+            metrics.STATE_AGE_SECONDS.labels(str(partition)).set(now_s - advanced_s)
+
+    async def _measure(
+        self, peek: AIOKafkaConsumer, admin: AIOKafkaAdminClient, beats: Heartbeats
+    ) -> None:
+        events = await _all_partitions(peek, self._topics.events)
+        priced = await _all_partitions(peek, self._topics.priced)
+        tps = [*events, *priced]
+        ends = await peek.end_offsets(tps)
+        starts = await peek.beginning_offsets(tps)
+        committed = await admin.list_consumer_group_offsets(
+            self._topics.sink_group, partitions=priced
+        )
+        now_s = time.monotonic()
+        for tp in tps:
+            is_source = tp.topic == self._topics.events
+            done = beats.contained(tp.partition) if is_source else committed[tp].offset
+            backlogs = self._worker if is_source else self._sink
+            backlog = backlogs.setdefault(tp.partition, Backlog())
+            backlog.observe(max(done, starts[tp]), ends[tp], now_s)
+            if backlog.overdue(now_s) and not await _has_record(peek, tp, backlog.position):
+                backlog.found_empty()
+            gauge = metrics.SOURCE_LAG if is_source else metrics.SINK_LAG
+            gauge.labels(str(tp.partition)).set(backlog.lag)
+
+
+async def _all_partitions(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartition]:
+    await consumer.topics()
+    found = consumer.partitions_for_topic(topic)
+    if not found:
+        raise OSError(f"topic {topic} does not exist; run `tallyport topics`")
+    return [TopicPartition(topic, partition) for partition in sorted(found)]
+
+
+async def _has_record(consumer: AIOKafkaConsumer, tp: TopicPartition, offset: int) -> bool:
+    """Whether a committed record stands at ``offset`` or after it."""
+    consumer.assign([tp])
+    consumer.seek(tp, offset)
+    records = await consumer.getmany(tp, timeout_ms=_PEEK_MS, max_records=1)
+    return any(records.values())

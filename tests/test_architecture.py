@@ -1,0 +1,229 @@
+"""The boundaries between the parts, as the code has them and not as a drawing says."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(path for top in ("pipeline", "producers") for path in (ROOT / top).rglob("*.py"))
+
+CORE_LIBRARIES = {"msgspec", "numpy"}
+CORE_EXCEPTIONS = {
+    ("pipeline.core.book", "genai_prices"),
+    ("pipeline.core.book_source", "genai_prices"),
+}
+IMPURE = {
+    "asyncio", "ctypes", "http", "io", "logging", "multiprocessing", "os", "random", "secrets",
+    "shutil", "signal", "socket", "sqlite3", "subprocess", "tempfile", "threading", "time",
+    "urllib", "uuid",
+}  # fmt: skip
+
+# What the parts may import of each other. `stream.topics` and `stream.reader` are the log's names
+# and how it is read, which every part shares.
+LOG = {"pipeline.stream.topics", "pipeline.stream.reader"}
+FORBIDDEN = {
+    "pipeline.core": {"pipeline", "producers"},
+    "pipeline.stream": {"pipeline.ledger", "pipeline.web", "pipeline.ops", "pipeline.cli",
+                        "pipeline.audit", "pipeline.wiring", "producers"},
+    "pipeline.ledger": {"pipeline.stream", "pipeline.web", "pipeline.ops", "pipeline.cli",
+                        "pipeline.audit", "pipeline.wiring", "producers"},
+    "pipeline.web": {"pipeline.ops", "pipeline.cli", "pipeline.audit", "pipeline.wiring"},
+    "pipeline.audit": {"pipeline.web", "pipeline.ops", "pipeline.cli", "pipeline.wiring"},
+    "pipeline.ops": {"pipeline.cli"},
+    "pipeline.settings": {"pipeline.stream", "pipeline.ledger", "pipeline.web", "pipeline.ops"},
+}  # fmt: skip
+ALLOWED = {
+    "pipeline.core": {"pipeline.core"},
+    # The embedded server binds its port and locks its folder as every other server here does.
+    "pipeline.ledger": {*LOG, "pipeline.web.server", "pipeline.ops.folder_lock"},
+}
+
+# An auditor that shares code with what it audits would share its mistakes.
+RECOUNT_MAY_IMPORT = {"pipeline.core.errors", "pipeline.audit", "pipeline.stream.reader"}
+
+VAGUE_NAMES = re.compile(r"(^|_)(util|utils|helper|helpers|manager|managers|common|misc)(_|$)")
+MAX_FUNCTION_LINES = 60
+
+
+def module_name(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, ``from a import b`` as both ``a`` and ``a.b``."""
+    found: set[str] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            assert node.module
+            if node.module in ("pipeline", "producers") or is_package(node.module):
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+    return found
+
+
+def is_package(module: str) -> bool:
+    return (ROOT / Path(*module.split("."))).is_dir()
+
+
+def within(module: str, names: set[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+def modules_under(package: str) -> Iterator[tuple[str, Path]]:
+    for path in SOURCES:
+        if within(module_name(path), {package}):
+            yield module_name(path), path
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(SOURCES) > 30
+    for package in FORBIDDEN:
+        assert list(modules_under(package)), package
+
+
+def test_the_core_is_pure() -> None:
+    wrong = [
+        f"{name} imports {found}"
+        for name, path in modules_under("pipeline.core")
+        for found in imports(path)
+        for top in [found.split(".")[0]]
+        if top in IMPURE
+        or (top not in sys.stdlib_module_names | CORE_LIBRARIES | {"pipeline"}
+            and (name, top) not in CORE_EXCEPTIONS)
+    ]  # fmt: skip
+    assert wrong == []
+
+
+def test_the_core_takes_nothing_but_intern_from_sys() -> None:
+    taken = {
+        node.attr
+        for _, path in modules_under("pipeline.core")
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "sys"
+    }
+    assert taken <= {"intern", "maxsize"}
+
+
+def test_the_core_asks_no_clock() -> None:
+    asked = [
+        f"{name}:{node.lineno}"
+        for name, path in modules_under("pipeline.core")
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and node.attr in ("now", "utcnow", "today")
+    ]
+    assert asked == []
+
+
+@pytest.mark.parametrize("package", sorted(FORBIDDEN))
+def test_parts_import_each_other_in_one_direction(package: str) -> None:
+    wrong = [
+        f"{name} imports {found}"
+        for name, path in modules_under(package)
+        for found in imports(path)
+        if within(found, FORBIDDEN[package]) and not within(found, ALLOWED.get(package, set()))
+    ]
+    assert wrong == []
+
+
+def test_only_the_command_imports_the_command_line() -> None:
+    users = {
+        module_name(path)
+        for path in SOURCES
+        if any(within(found, {"pipeline.cli"}) for found in imports(path))
+    }
+    assert {user for user in users if not within(user, {"pipeline.cli"})} == {"pipeline.__main__"}
+
+
+def test_the_recount_shares_nothing_with_what_it_checks() -> None:
+    wrong = [
+        f"{name} imports {found}"
+        for name, path in modules_under("pipeline.audit.recount")
+        for found in imports(path)
+        if within(found, {"pipeline", "producers"}) and not within(found, RECOUNT_MAY_IMPORT)
+    ]
+    assert list(modules_under("pipeline.audit.recount"))
+    assert wrong == []
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The top-level packages that a fresh interpreter has loaded after a statement."""
+    code = f"{statement}\nimport sys; print(*{{name.split('.')[0] for name in sys.modules}})"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "module", [module_name(path) for path in SOURCES if path.parent == ROOT / "producers"]
+)
+def test_producers_import_nothing_heavy(module: str) -> None:
+    """The SDK sits in other people's services: it loads its own dependencies and no more."""
+    heavy = loaded_by(f"import {module}") - sys.stdlib_module_names
+    assert {name for name in heavy if not name.startswith("_")} <= {
+        "msgspec", "pipeline", "producers", "cython_runtime",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("package", ["pipeline", "producers", "pipeline.__main__"])
+def test_a_package_alone_loads_only_the_standard_library(package: str) -> None:
+    third_party = loaded_by(f"import {package}") - sys.stdlib_module_names
+    assert {name for name in third_party if not name.startswith("_")} <= {"pipeline", "producers"}
+
+
+def test_help_loads_no_part() -> None:
+    """``tallyport --help`` answers at once because no command's code is loaded for it."""
+    statement = (
+        "import contextlib\nfrom pipeline.__main__ import main\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(None): main(['--help'])"
+    )
+    assert not loaded_by(statement) & {
+        "aiokafka", "chdb", "clickhouse_connect", "faust", "numpy", "pyarrow", "pydantic", "rich",
+        "starlette", "uvicorn",
+    }  # fmt: skip
+
+
+def test_modules_have_names_of_their_own() -> None:
+    assert [module_name(path) for path in SOURCES if VAGUE_NAMES.search(path.stem)] == []
+
+
+def test_functions_fit_a_screen() -> None:
+    long = [
+        f"{module_name(path)}.{node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for path in SOURCES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
+    ]
+    assert long == []
+
+
+def test_every_module_says_what_it_is() -> None:
+    empty = [
+        module_name(path)
+        for path in SOURCES
+        if tree(path).body and not ast.get_docstring(tree(path))
+    ]
+    assert empty == []
