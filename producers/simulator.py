@@ -140,11 +140,11 @@ def _capped_tokens(sent: Sequence[Sent], end: datetime) -> tuple[int, int]:
         first_of_its_id = record.label not in ("duplicate", "altered-duplicate")
         if not first_of_its_id or record.label.startswith(REJECTED_PREFIX):
             continue
-        body = json.loads(record.value or b"{}")
-        body = body.get("data", body)
-        headers = dict(record.headers)
-        port = body.get("port_id") or headers.get("ce_subject", b"").decode()
-        moment = body.get("occurred_at") or headers.get("ce_time", b"").decode()
+        outer = json.loads(record.value or b"{}")
+        body = outer.get("data", outer)
+        headers = {name: content.decode() for name, content in record.headers}
+        port = body.get("port_id") or outer.get("subject") or headers.get("ce_subject")
+        moment = body.get("occurred_at") or outer.get("time") or headers["ce_time"]
         if port != CAPPED_PORT or _month(moment) != month:
             continue
         tokens = body.get("input_tokens", 0) + body.get("output_tokens", 0)

@@ -20,6 +20,7 @@ from pipeline.audit.recount import (
     Recount,
     Row,
     Totals,
+    differing_columns,
     home_of,
     sum_cells,
 )
@@ -399,11 +400,9 @@ def _compare_row(findings: Findings, partition: int, wanted: Row, found: Row) ->
         if value != other:
             findings.add("ledger", partition, _name(wanted), name, value, other, _day(wanted))
     if findings.count == before:
-        what = f"another column at offset {wanted.offset} (see the row in the ledger)"
-        findings.add(
-            "ledger", partition, _name(wanted), what, wanted.digest.hex(), found.digest.hex(),
-            _day(wanted),
-        )  # fmt: skip
+        columns = ", ".join(differing_columns(wanted.digest, found.digest)) or "a column"
+        what = f"{columns} at offset {wanted.offset}"
+        findings.add("ledger", partition, _name(wanted), what, "as sent", "changed", _day(wanted))
 
 
 def _name(row: Row) -> str:

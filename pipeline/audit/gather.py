@@ -5,6 +5,7 @@ import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -53,6 +54,9 @@ _ROW_COLUMNS = (
     "cost_nano",
     "price_status",
 )
+_ESTIMATED, _REPORTED_COST, _TAGS = (
+    _ROW_COLUMNS.index(name) - 1 for name in ("estimated", "reported_cost", "tags")
+)
 _ROWS = f"""
 SELECT {", ".join(_ROW_COLUMNS)}
 FROM ledger_entries FINAL
@@ -87,14 +91,12 @@ async def read_positions(client: Mapping[str, Any], topic: str) -> Positions:
     """Transaction markers behind the last record are not counted."""
     positions = Positions()
     consumer = AIOKafkaConsumer(
-        **client, isolation_level="read_committed", enable_auto_commit=False
+        topic, **client, isolation_level="read_committed", enable_auto_commit=False
     )
     await consumer.start()
     try:
         async with asyncio.timeout(POSITION_TIMEOUT_S):
-            await consumer.topics()
-            partitions = consumer.partitions_for_topic(topic) or set[int]()
-            assigned = [TopicPartition(topic, p) for p in sorted(partitions)]
+            assigned = sorted(consumer.assignment())
             starts = await consumer.beginning_offsets(assigned)
             ends = await consumer.end_offsets(assigned)
     finally:
@@ -281,9 +283,9 @@ def ledger_row(values: Any) -> Row:
     """A row of ``_ROWS`` as the recount has it."""
     offset, *rest = values
     named = dict(zip(_ROW_COLUMNS[1:], rest, strict=True))
-    rest[-5] = bool(named["estimated"])
-    rest[-4] = plain_text(named["reported_cost"])
-    rest[-3] = sorted(dict(named["tags"]).items())
+    rest[_ESTIMATED] = bool(named["estimated"])
+    rest[_REPORTED_COST] = plain_text(named["reported_cost"])
+    rest[_TAGS] = sorted(dict(named["tags"]).items())
     return Row(
         offset,
         named["port_id"],
@@ -302,8 +304,6 @@ def ledger_row(values: Any) -> Row:
 
 def plain_text(text: str) -> str:
     """A stored decimal in canonical form; what is none stays as it is."""
-    from decimal import Decimal, InvalidOperation
-
     try:
         return plain(Decimal(text)) if text else ""
     except InvalidOperation:

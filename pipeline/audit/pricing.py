@@ -456,6 +456,17 @@ def _find(provider: str, model: str) -> tuple[Provider, ModelInfo] | None:
         return None
 
 
+def _owner(provider: Provider, model: ModelInfo) -> str:
+    """The provider whose list has the model; a fallback of ``provider`` may."""
+    if any(listed is model for listed in provider.models):
+        return provider.id
+    others = {other.id: other for other in get_snapshot().providers}
+    for name in provider.fallback_model_providers or ():
+        if name in others and any(listed is model for listed in others[name].models):
+            return name
+    return provider.id
+
+
 @lru_cache(maxsize=65_536)
 def _book_depends_on_time(provider: str, model: str) -> bool:
     found = _find(provider, model)
@@ -497,7 +508,7 @@ def _by_length(event: Reading) -> dict[str, Fraction] | None:
     if any(event.counts[name] for name in TOKENS):
         return None
     found = _find(event.provider, event.model)
-    key = (event.provider, event.model) if found is None else (found[0].id, found[1].id)
+    key = (event.provider, event.model) if found is None else (_owner(*found), found[1].id)
     entry = _extra().by_length.get(key)
     if entry is None or event.occurred_at_us < entry.since_us or not event.counts[entry.counter]:
         return None

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -51,6 +52,7 @@ class AuditReport:
     ranges: dict[str, Any] = field(default_factory=dict[str, Any])
     compared: dict[str, int] = field(default_factory=dict[str, int])
     fates: dict[str, int] = field(default_factory=dict[str, int])
+    rejected_by_reason: dict[str, int] = field(default_factory=dict[str, int])
     totals: dict[str, int] = field(default_factory=dict[str, int])
     notes: list[str] = field(default_factory=list[str])
 
@@ -215,6 +217,7 @@ class _Audit:
         for count in counts.values():
             for fate, number in count.fates_below(count.next_offset).items():
                 fates[fate] = fates.get(fate, 0) + number
+        reasons = Counter(o.note for count in counts.values() for o in count.rejected.values())
         rows = [row for count in counts.values() for row in count.rows]
         return AuditReport(
             difference_count=findings.count,
@@ -230,6 +233,7 @@ class _Audit:
             },
             compared=findings.compared,
             fates=fates,
+            rejected_by_reason=dict(sorted(reasons.items())),
             totals={
                 "requests": len(rows),
                 "tokens": sum(row.tokens for row in rows),

@@ -58,9 +58,12 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
     Raises ``KeyboardInterrupt`` after it was cancelled that way, and ``TallyportError`` where a
     server cannot be reached.
     """
+    told: list[int] = []
     try:
-        return asyncio.run(_cancellable(work))
+        return asyncio.run(_cancellable(work, told))
     except asyncio.CancelledError as error:
+        if not told:
+            raise TallyportError("the connection was given up by its own client") from error
         raise KeyboardInterrupt from error
     except Exception as error:
         known = _server_trouble(error)
@@ -69,11 +72,16 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         raise TallyportError(known) from error
 
 
-async def _cancellable(work: Coroutine[Any, Any, T]) -> T:
+async def _cancellable(work: Coroutine[Any, Any, T], told: list[int]) -> T:
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
+
+    def stop(number: int) -> None:
+        told.append(number)
+        task.cancel()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, stop, number)
     try:
         return await task
     finally:

@@ -2,7 +2,9 @@
 
 import secrets
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,10 +15,12 @@ from pipeline.cli.times import Time
 from pipeline.core.errors import ConfigurationError, TallyportError
 
 if TYPE_CHECKING:
+    from pipeline.core.explain import Explanation
     from pipeline.core.rates import Rate, RateSet
     from pipeline.settings import Settings
 
 _COLUMNS = ("rate_id", "kind", "provider", "model", "effective_from", "prices", "note")
+_EXPLAINED = ("counter", "amount", "per", "like", "above")
 _KINDS = ("multiplier", "withdraws", "fx")
 _ARRIVAL_MARGIN_S = 10
 """A rate that is to apply soon still has to reach Kafka, whose clock may differ a little."""
@@ -189,10 +193,13 @@ def _publish(
     rates = [parse_rate(record) for record in records]
 
     async def work(kafka: Kafka) -> None:
-        _refuse(rates, await _load(kafka, configured), configured)
-        if dry_run:
+        there = await _load(kafka, configured)
+        _refuse(rates, there, configured)
+        known = {used.rate.rate_id for used in there.used}
+        new = [rate for rate in rates if rate.rate_id not in known]
+        if dry_run or not new:
             return
-        offsets = await publish_rates(kafka.client, kafka.topics.rates, rates)
+        offsets = await publish_rates(kafka.client, kafka.topics.rates, new)
         unused = [
             f"{item.rate_id} at offset {item.offset} is not used: {item.detail}"
             for item in (await _load(kafka, configured)).ignored
@@ -232,3 +239,87 @@ def _refuse(rates: list["Rate"], there: "RateSet", configured: "Settings") -> No
     ]
     if refused:
         raise ConfigurationError("\n".join(refused))
+
+
+@prices.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--currency", help="Of prices that name none; default: the deployment's.")
+@click.option("--dry-run", is_flag=True, help="Show the rates and write nothing.")
+@_effective_from
+@_backdated
+@as_json
+def import_(
+    file: Path,
+    currency: str | None,
+    dry_run: bool,
+    effective_from: datetime | None,
+    backdated: bool,
+    json_wanted: bool,
+) -> None:
+    """Publish the rates of FILE, CSV or JSON; one that is there already stays as it is.
+
+    CSV has a header: provider, model, and prices such as input_tokens_per_million,
+    input_micro_per_million (micro-units per million tokens), audio_seconds, images, request. All
+    rows are checked before any is written.
+    """
+    from pipeline.core.price_import import import_prices
+    from pipeline.core.rates import rate_record
+
+    configured = settings()
+    defaults = _common(configured, None, effective_from, backdated)
+    # A row's id is made of its content; the same list imported again is to be the same rates.
+    del defaults["rate_id"], defaults["published_at"]
+    if currency is not None:
+        defaults["currency"] = currency
+    try:
+        text = file.read_text("utf-8-sig")
+        found = import_prices(text, "json" if file.suffix == ".json" else "csv", defaults)
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{file}: is not UTF-8") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{file}: {error}") from error
+    _publish([rate_record(rate) for rate in found], configured, json_wanted, dry_run)
+
+
+@prices.command()
+@click.option("--provider", required=True)
+@click.option("--model", required=True)
+@click.option("--at", type=Time(), help="When the call occurs; default: now.")
+@click.option("--service-tier", default="", help="As events report it, for example batch.")
+@as_json
+def explain(
+    provider: str, model: str, at: datetime | None, service_tier: str, json_wanted: bool
+) -> None:
+    """Show which rate applies to a model, and why the others do not."""
+    from pipeline.core.book import builtin_book
+    from pipeline.core.explain import explain as explain_price
+    from pipeline.core.prices import PriceVersion
+
+    configured = settings()
+    rates = on_kafka(lambda kafka: _load(kafka, configured), configured)
+    moment = at or datetime.now(UTC)
+    at_us = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    found = explain_price(PriceVersion(rates, builtin_book()), provider, model, at_us, service_tier)
+    if json_wanted:
+        print_json(asdict(found))
+    else:
+        _print_explanation(found)
+
+
+def _print_explanation(found: "Explanation") -> None:
+    click.echo(f"{found.provider} {found.model} at {found.at}: {found.status}")
+    click.echo(f"rate: {found.rate_id or '-'} ({found.why})")
+    for name in ("multiplier", "fx"):
+        if getattr(found, name) is not None:
+            click.echo(f"{name}: {getattr(found, name)}")
+    if found.estimated:
+        click.echo("estimated: rows priced by it are marked so")
+    for title, rows in (("prices", found.prices), ("prices by length", found.by_length)):
+        if rows:
+            click.echo(f"\n{title} in {found.currency}")
+            print_table(
+                [asdict(row) for row in rows], ("counter", "amount", "per", "like", "above")
+            )
+    if found.lost:
+        click.echo("\ndoes not apply")
+        print_table([asdict(row) for row in found.lost], ("rate_id", "reason"))

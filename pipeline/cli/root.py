@@ -123,7 +123,7 @@ def _quiet_libraries(debug: bool) -> None:
 
 def _usage_message(error: click.UsageError) -> str:
     where = error.ctx.command_path if error.ctx else "tallyport"
-    message = error.format_message()
+    message = " ".join(error.format_message().split())
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         message = "a command is missing"
     return f"{message.rstrip('.')} (see {where} --help)"

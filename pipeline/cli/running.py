@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli.context import settings
+from pipeline.cli.output import as_json
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -27,7 +28,8 @@ def up() -> int:
 
 @click.command()
 @click.option("--stay", is_flag=True, help="Keep everything running afterwards.")
-def demo(stay: bool) -> int:
+@as_json
+def demo(stay: bool, json_wanted: bool) -> int:
     """Show the whole thing in about a minute, audited at the end.
 
     A fresh data folder, free ports, a day of generated usage and budgets that are warned and
@@ -35,7 +37,7 @@ def demo(stay: bool) -> int:
     """
     from pipeline.ops.demo import run_demo
 
-    return run_demo(settings(), stay=stay)
+    return run_demo(settings(), stay, json_wanted=json_wanted)
 
 
 @click.command()

@@ -120,6 +120,8 @@ def check(json_wanted: bool) -> int:
     findings = [_Finding("settings", str(DOTENV), mistake) for mistake in mistakes]
     if configured is not None:
         findings += run_async(_reach_all(configured))
+        for name in _not_there(findings):
+            click.echo(f"{name}: none configured, none running here; `up` starts one", err=True)
     wrong = [finding for finding in findings if finding.problem]
     if json_wanted:
         print_json({"ok": not wrong, "checks": [finding._asdict() for finding in findings]})
@@ -134,6 +136,11 @@ def check(json_wanted: bool) -> int:
     if mistakes:
         return 2
     return 1 if wrong else 0
+
+
+def _not_there(findings: list[_Finding]) -> list[str]:
+    looked_at = {finding.what for finding in findings}
+    return [name for name in ("kafka", "clickhouse") if name not in looked_at]
 
 
 def _settings_and_mistakes() -> tuple["Settings | None", list[str]]:

@@ -10,7 +10,6 @@ import click
 
 from pipeline.cli.context import Kafka, on_kafka
 from pipeline.cli.output import as_json, print_json, print_table
-from pipeline.core.errors import TallyportError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -83,17 +82,16 @@ async def _follow(
     """First, once, all states that are there; then every change. ``table`` follows along."""
     from aiokafka import AIOKafkaConsumer, TopicPartition
 
+    from pipeline.stream.reader import topic_partitions
+
     consumer = AIOKafkaConsumer(
         **kafka.client, isolation_level="read_committed", enable_auto_commit=False
     )
     await consumer.start()
     try:
         topic = kafka.topics.state
-        await consumer.topics()
-        found = consumer.partitions_for_topic(topic)
-        if not found:
-            raise TallyportError(f"topic {topic} does not exist; run `tallyport topics`")
-        assigned = [TopicPartition(topic, partition) for partition in sorted(found)]
+        partitions = await topic_partitions(consumer, topic)
+        assigned = [TopicPartition(topic, partition) for partition in sorted(partitions)]
         consumer.assign(assigned)
         ends = await consumer.end_offsets(assigned)
         await consumer.seek_to_beginning(*assigned)

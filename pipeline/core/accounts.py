@@ -189,6 +189,11 @@ class Accounts:
         """How many cells are kept."""
         return sum(map(len, self._cells.values()))
 
+    @property
+    def account_count(self) -> int:
+        """How many accounts are kept, shown or not."""
+        return len(self._accounts)
+
     def policies(self) -> list[Policy]:
         """The policies that are followed here: all wildcards, and those of homed scopes."""
         return [policy for slots in self._policies.values() for policy in slots.values()]

@@ -77,6 +77,8 @@ class DedupeWindow:
 
     def admit(self, keys: Sequence[bytes], times_ms: Sequence[int]) -> list[bool]:
         """In order of arrival: True and remembered from now on, or False for a duplicate."""
+        if len(keys) != len(times_ms):
+            raise ValueError(f"{len(keys)} keys, but {len(times_ms)} times")
         if len(keys) <= _SMALL_BATCH:
             return [
                 self._admit_one(*_split(key), time_ms)

@@ -66,8 +66,7 @@ def decode_event(
     Every rule is applied but those that need the record's time (see ``judge_time``). Unknown
     fields of an accepted event are added to ``unknown``.
     """
-    usual = value is not None and len(value) <= MAX_EVENT_BYTES
-    if usual and not (headers and is_cloudevent(headers)):
+    if value is not None and not (headers and is_cloudevent(headers)):
         event = _decode_fast(value)
         if event is not None:
             return event
@@ -89,47 +88,48 @@ def judge_time(occurred_at_us: int, recorded_at_ms: int, limits: TimeLimits) -> 
 
 
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=event_fields.MAX_ID_CHARS)]
-_Text = Annotated[str, msgspec.Meta(max_length=event_fields.MAX_TEXT_CHARS)]
-_Count = Annotated[int, msgspec.Meta(ge=0, le=event_fields.MAX_COUNT)]
+_Text = Annotated[str, msgspec.Meta(max_length=event_fields.MAX_TEXT_CHARS)] | None
+_Feature = Annotated[str, msgspec.Meta(max_length=event_fields.MAX_FEATURE_CHARS)] | None
+_Count = Annotated[int, msgspec.Meta(ge=0, le=event_fields.MAX_COUNT)] | None
+_Kind = Literal["llm", "stt", "tts", "embedding", "image", "other"] | None
+_BillingScope = Literal["org", "user"] | None
 
 
 class _WireEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """What the fast reader takes: no null, no unknown field, every bound kept."""
+    """What the fast reader takes: no unknown field, all types right, most bounds kept."""
 
     event_id: _Id
     occurred_at: str
     port_id: _Id
     provider: _Id
     model: _Id
-    user_id: _Text = ""
-    organization_id: _Text = ""
-    group_id: _Text = ""
-    session_id: _Text = ""
-    service: _Text = ""
-    endpoint: _Text = ""
-    request_id: _Text = ""
-    service_tier: _Text = ""
-    feature: Annotated[
-        str, msgspec.Meta(min_length=1, max_length=event_fields.MAX_FEATURE_CHARS)
-    ] = "unspecified"
-    kind: Literal["llm", "stt", "tts", "embedding", "image", "other"] = "llm"
-    billing_scope: Literal["org", "user"] = "org"
-    input_tokens: _Count = 0
-    cached_input_tokens: _Count = 0
-    cache_write_tokens: _Count = 0
-    cache_write_1h_tokens: _Count = 0
-    input_audio_tokens: _Count = 0
-    input_image_tokens: _Count = 0
-    output_tokens: _Count = 0
-    reasoning_tokens: _Count = 0
-    output_audio_tokens: _Count = 0
-    characters: _Count = 0
-    images: _Count = 0
-    web_searches: _Count = 0
+    user_id: _Text = None
+    organization_id: _Text = None
+    group_id: _Text = None
+    session_id: _Text = None
+    service: _Text = None
+    endpoint: _Text = None
+    request_id: _Text = None
+    service_tier: _Text = None
+    feature: _Feature = None
+    kind: _Kind = None
+    billing_scope: _BillingScope = None
+    input_tokens: _Count = None
+    cached_input_tokens: _Count = None
+    cache_write_tokens: _Count = None
+    cache_write_1h_tokens: _Count = None
+    input_audio_tokens: _Count = None
+    input_image_tokens: _Count = None
+    output_tokens: _Count = None
+    reasoning_tokens: _Count = None
+    output_audio_tokens: _Count = None
+    characters: _Count = None
+    images: _Count = None
+    web_searches: _Count = None
     audio_seconds: int | float | str | None = None
-    self_hosted: bool = False
-    cache_hit: bool = False
-    estimated: bool = False
+    self_hosted: bool | None = None
+    cache_hit: bool | None = None
+    estimated: bool | None = None
     reported_cost: str | None = None
     tags: dict[str, str] | None = None
 
@@ -139,6 +139,8 @@ _wire_decoder = msgspec.json.Decoder(_WireEvent)
 
 def _decode_fast(value: bytes) -> Event | None:
     """The event, or None when the careful reader has to look."""
+    if len(value) > MAX_EVENT_BYTES:
+        return None
     try:
         wire = _wire_decoder.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -146,17 +148,17 @@ def _decode_fast(value: bytes) -> Event | None:
     occurred_at_us = parse_rfc3339_us(wire.occurred_at)
     if occurred_at_us is None:
         return None
+    event = _build_usual(wire, occurred_at_us)
     input_parts = (
-        wire.cached_input_tokens
-        + wire.cache_write_tokens
-        + wire.cache_write_1h_tokens
-        + wire.input_audio_tokens
-        + wire.input_image_tokens
+        event.cached_input_tokens
+        + event.cache_write_tokens
+        + event.cache_write_1h_tokens
+        + event.input_audio_tokens
+        + event.input_image_tokens
     )
-    output_parts = wire.reasoning_tokens + wire.output_audio_tokens
-    if input_parts > wire.input_tokens or output_parts > wire.output_tokens:
+    output_parts = event.reasoning_tokens + event.output_audio_tokens
+    if input_parts > event.input_tokens or output_parts > event.output_tokens:
         return None
-    event = _build_event_of(wire, occurred_at_us)
     if wire.audio_seconds is None and wire.reported_cost is None and wire.tags is None:
         return event
     return event if _add_rare_fields(event, wire) else None
@@ -184,40 +186,40 @@ def _add_rare_fields(event: Event, wire: _WireEvent) -> bool:
     return True
 
 
-def _build_event_of(wire: _WireEvent, occurred_at_us: int) -> Event:
+def _build_usual(wire: _WireEvent, occurred_at_us: int) -> Event:
     return Event(
         wire.event_id,
         occurred_at_us,
         wire.port_id,
         wire.provider,
         wire.model,
-        wire.user_id,
-        wire.organization_id,
-        wire.group_id,
-        wire.session_id,
-        wire.service,
-        wire.endpoint,
-        wire.request_id,
-        wire.service_tier,
-        wire.feature,
-        wire.kind,
-        wire.billing_scope,
-        wire.input_tokens,
-        wire.cached_input_tokens,
-        wire.cache_write_tokens,
-        wire.cache_write_1h_tokens,
-        wire.input_audio_tokens,
-        wire.input_image_tokens,
-        wire.output_tokens,
-        wire.reasoning_tokens,
-        wire.output_audio_tokens,
-        wire.characters,
-        wire.images,
-        wire.web_searches,
+        wire.user_id or "",
+        wire.organization_id or "",
+        wire.group_id or "",
+        wire.session_id or "",
+        wire.service or "",
+        wire.endpoint or "",
+        wire.request_id or "",
+        wire.service_tier or "",
+        wire.feature or "unspecified",
+        wire.kind or "llm",
+        wire.billing_scope or "org",
+        wire.input_tokens or 0,
+        wire.cached_input_tokens or 0,
+        wire.cache_write_tokens or 0,
+        wire.cache_write_1h_tokens or 0,
+        wire.input_audio_tokens or 0,
+        wire.input_image_tokens or 0,
+        wire.output_tokens or 0,
+        wire.reasoning_tokens or 0,
+        wire.output_audio_tokens or 0,
+        wire.characters or 0,
+        wire.images or 0,
+        wire.web_searches or 0,
         0,
-        wire.self_hosted,
-        wire.cache_hit,
-        wire.estimated,
+        wire.self_hosted or False,
+        wire.cache_hit or False,
+        wire.estimated or False,
     )
 
 

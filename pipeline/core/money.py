@@ -45,9 +45,14 @@ def parse_nano(text: object, field: str = "amount") -> int:
 
 def format_nano(nano: int) -> str:
     """``nano`` as a canonical decimal string of whole units."""
-    whole, rest = divmod(abs(nano), NANO_PER_UNIT)
-    text = str(whole) if rest == 0 else f"{whole}.{rest:09d}".rstrip("0")
-    return f"-{text}" if nano < 0 else text
+    return format_scaled(nano, NANO_DECIMALS)
+
+
+def format_scaled(value: int, decimals: int) -> str:
+    """``value`` · 10^-``decimals`` as a canonical decimal string; ``decimals`` is above 0."""
+    whole, rest = divmod(abs(value), 10**decimals)
+    text = str(whole) if rest == 0 else f"{whole}.{rest:0{decimals}d}".rstrip("0")
+    return f"-{text}" if value < 0 else text
 
 
 def format_decimal(value: Decimal) -> str:

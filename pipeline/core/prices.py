@@ -6,7 +6,7 @@ with an integer table. Pricing an event is then a look-up and a few multiplicati
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -23,7 +23,7 @@ from pipeline.core.tariffs import Table, Tariff, nano_per_unit
 Status = Literal["priced", "free", "unpriced"]
 
 # Bounds the memory that made-up model names can take; a full cache starts afresh.
-MAX_PLANS = 8192
+MAX_PLANS = 4096
 _ALWAYS_US = -NEVER_US
 
 
@@ -73,6 +73,8 @@ class Ruling:
 class Candidates:
     """Everything that can rule for one provider, model and service tier, best first."""
 
+    provider: str
+    model: str
     service_tier: str
     rates: tuple[Span[PriceRate], ...]
     listing: Listing | None
@@ -122,19 +124,25 @@ _NO_QUOTE = Quote()
 
 
 class Plan:
-    """Quotes over time; ``starts_us[i]`` is where ``quotes[i + 1]`` begins.
+    """Quotes over time, each made when the first event asks for its stretch.
 
-    A quote may itself be a plan, then over the microseconds of a UTC day.
+    Stretch ``i + 1`` begins at ``starts_us[i]``; ``make`` gives the quote for the stretch that
+    begins at a time. A quote may itself be a plan, then over the microseconds of a UTC day.
     """
 
-    __slots__ = ("quotes", "starts_us")
+    __slots__ = ("_make", "_quotes", "_starts_us")
 
-    def __init__(self, starts_us: list[int], quotes: "list[Quote | Plan]") -> None:
-        self.starts_us = starts_us
-        self.quotes = quotes
+    def __init__(self, starts_us: list[int], make: "Callable[[int], Quote | Plan]") -> None:
+        self._starts_us = starts_us
+        self._make = make
+        self._quotes: list[Quote | Plan | None] = [None] * (len(starts_us) + 1)
 
     def at(self, at_us: int) -> Quote:
-        found = self.quotes[bisect_right(self.starts_us, at_us)]
+        index = bisect_right(self._starts_us, at_us)
+        found = self._quotes[index]
+        if found is None:
+            found = self._make(self._starts_us[index - 1] if index else _ALWAYS_US)
+            self._quotes[index] = found
         return found if isinstance(found, Quote) else found.at(at_us % DAY_US)
 
 
@@ -190,6 +198,8 @@ class PriceVersion:
             if currency is not None and currency != self.currency
         }
         return Candidates(
+            provider=provider,
+            model=model,
             service_tier=service_tier,
             rates=tuple(rates),
             listing=self.book.find(provider, model),
@@ -256,22 +266,28 @@ class PriceVersion:
     def _new_plan(self, key: tuple[str, str, str]) -> "Plan | Quote":
         found = self.candidates(*key)
         edges_us = found.edges_us()
-        quotes = [self._quotes_at(found, at_us) for at_us in (_ALWAYS_US, *edges_us)]
-        plan = _plan(edges_us, quotes)
+        plan: Plan | Quote = (
+            Plan(edges_us, lambda start_us: self._quotes_from(found, start_us))
+            if edges_us or found.day_edges_us()
+            else self._quote(self.ruling_at(found, _ALWAYS_US))
+        )
         if len(self._plans) >= MAX_PLANS:
             self._plans.clear()
         self._plans[key] = plan
         return plan
 
-    def _quotes_at(self, found: Candidates, at_us: int) -> "Quote | Plan":
+    def _quotes_from(self, found: Candidates, at_us: int) -> "Quote | Plan":
         """The quote from ``at_us`` on, by time of day where that matters."""
         times_us = found.day_edges_us()
         if not times_us:
             return self._quote(self.ruling_at(found, at_us))
-        # The book's dates begin at midnight UTC, so its part of the ruling depends on the day
-        # and the time of day alone; the rest stays as it is at the start of the stretch.
-        rulings = [self.ruling_at(found, at_us, time_us) for time_us in (0, *times_us)]
-        return _plan(times_us, [self._quote(ruling) for ruling in rulings])
+
+        def at_time_of_day(time_us: int) -> Quote:
+            # The book's dates begin at midnight UTC, so its part of the ruling depends on the
+            # day and the time of day alone; the rest stays as it is at the stretch's start.
+            return self._quote(self.ruling_at(found, at_us, max(time_us, 0)))
+
+        return Plan(times_us, at_time_of_day)
 
     def _quote(self, ruling: Ruling) -> Quote:
         if ruling.is_free:
@@ -300,15 +316,3 @@ def tariff_of(rate: PriceRate) -> Tariff:
     prices |= {name: nano_per_unit(str(amount), 1) for name, amount in rate.per_second}
     prices |= {name: nano_per_unit(str(amount), 1) for name, amount in rate.per_unit}
     return Tariff(prices)
-
-
-def _plan(starts_us: list[int], quotes: "list[Quote | Plan] | list[Quote]") -> "Plan | Quote":
-    """The plan with equal neighbours joined; a quote where one is left for all time."""
-    starts: list[int] = []
-    kept: list[Quote | Plan] = [quotes[0]]
-    for start_us, quote in zip(starts_us, quotes[1:], strict=True):
-        if quote is not kept[-1]:
-            starts.append(start_us)
-            kept.append(quote)
-    only = kept[0]
-    return only if isinstance(only, Quote) and not starts else Plan(starts, kept)

@@ -4,11 +4,12 @@ A tariff holds nanos per unit as exact rationals. Units are one token, one chara
 one search, one second of audio, and one request (the call itself).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from math import lcm
+from operator import attrgetter
 
 from pipeline.core.events import Event
 from pipeline.core.money import MAX_NANO
@@ -117,7 +118,7 @@ class Table:
         self._cached = scaled["cached_input_tokens"]
         self._output = scaled["output_tokens"]
         self._rest = tuple(scaled[counter] for counter in _REST)
-        self._priced = None if REQUEST in prices else _priced_attributes(prices)
+        self._priced = None if REQUEST in prices else _priced_counts(prices)
         self._tokens_priced = REQUEST in prices or (
             "input_tokens" in prices and "output_tokens" in prices
         )
@@ -151,9 +152,10 @@ class Table:
             or event.audio_nano
         ):
             total += self._others(event)
-            if not self._is_priced(event):
-                return None
-        elif not self._tokens_priced and not self._is_priced(event):
+            certain = self._tokens_priced and (inputs or outputs)
+        else:
+            certain = self._tokens_priced
+        if not certain and not self._is_priced(event):
             return None
         cost, rest = divmod(total, self._den)
         if rest > self._half or (rest + rest == self._den and cost & 1):
@@ -183,9 +185,7 @@ class Table:
     def _is_priced(self, event: Event) -> bool:
         if self._priced is None:
             return True
-        if any(getattr(event, name) for name in self._priced):
-            return True
-        return not any(getattr(event, name) for name in _ATTRIBUTES)
+        return any(self._priced(event)) or not any(_ALL_COUNTS(event))
 
 
 _REST = (
@@ -201,6 +201,8 @@ _REST = (
     "audio_seconds",
 )
 _ATTRIBUTES = tuple("audio_nano" if c == "audio_seconds" else c for c in COUNTERS)
+_Counts = Callable[[Event], tuple[int, ...]]
+_ALL_COUNTS: _Counts = attrgetter(*_ATTRIBUTES)
 
 
 def _weight(prices: Prices, counter: str) -> Fraction:
@@ -213,12 +215,15 @@ def _weight(prices: Prices, counter: str) -> Fraction:
     return price - prices.get(container, Fraction(0))
 
 
-def _priced_attributes(prices: Prices) -> tuple[str, ...]:
-    return tuple(
+def _priced_counts(prices: Prices) -> _Counts:
+    """Takes from an event the counts of those counters that have a price."""
+    names = [
         attribute
         for counter, attribute in zip(COUNTERS, _ATTRIBUTES, strict=True)
         if own_price(prices, counter) is not None
-    )
+    ]
+    # attrgetter of a single name would give the value itself instead of a tuple.
+    return attrgetter(*names, *names[:1]) if names else lambda event: ()
 
 
 @lru_cache(maxsize=4096)

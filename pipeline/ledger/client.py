@@ -172,23 +172,24 @@ def _explained(error: ClickHouseError, address: LedgerAddress) -> LedgerError:
         )
     if code == _ACCESS_DENIED:
         return LedgerLoginRefused(
-            f"ClickHouse at {address.url}: user {address.user!r} may not do this: {_line(error)}",
+            f"ClickHouse at {address.url}: user {address.user!r} may not do this: "
+            f"{server_words(error)}",
             code,
         )
     if code in (_UNKNOWN_DATABASE, _UNKNOWN_TABLE):
         return LedgerDatabaseMissing(
             f"ClickHouse at {address.url}: database {address.database!r} lacks what is asked for; "
-            f"run `tallyport migrate` ({_line(error)})",
+            f"run `tallyport migrate` ({server_words(error)})",
             code,
         )
     if code is None and isinstance(error, OperationalError):
         return LedgerUnreachable(
             f"ClickHouse at {address.url} does not answer; is it running, and is the address right?"
         )
-    return LedgerError(f"ClickHouse at {address.url}: {_line(error)}", code)
+    return LedgerError(f"ClickHouse at {address.url}: {server_words(error)}", code)
 
 
-def _line(error: ClickHouseError) -> str:
+def server_words(error: ClickHouseError) -> str:
     """The server's own words, without the driver's wrapping, cut to one line."""
     text = " ".join(str(error).split())
     _, found, words = text.partition("DB::Exception: ")

@@ -142,7 +142,9 @@ def _constants(blocks: Sequence[PricedBlock], count: int, currency: str) -> dict
         "correction_id": pa.repeat("", count),
         "correction_reason": pa.repeat("", count),
         "epoch": pa.array(np.repeat(np.array([b.epoch for b in blocks], np.uint32), lengths)),
-        "source_topic": pa.array(np.repeat([b.topic for b in blocks], lengths), pa.string()),
+        "source_topic": pa.array(
+            np.repeat(np.array([b.topic for b in blocks], object), lengths), pa.string()
+        ),
         "source_partition": pa.array(
             np.repeat(np.array([b.partition for b in blocks], np.uint32), lengths)
         ),

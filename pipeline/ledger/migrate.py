@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from importlib import resources
 
 from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import DatabaseError
 
 from pipeline.core.errors import Refused, TallyportError
 from pipeline.ledger.client import (
     LedgerAddress,
     LedgerDatabaseMissing,
+    LedgerError,
     connect,
     ledger_errors,
+    server_words,
 )
 
 _FILE_NAME = re.compile(r"(\d{4})_(\w+)\.sql")
@@ -116,10 +119,21 @@ def migrate(client: Client, shipped: list[Migration] | None = None) -> list[Migr
     client.command(_CREATE_RECORDS)
     for migration in todo:
         for statement in migration.statements:
-            client.command(statement)
+            _apply(client, migration, statement)
         record = {"number": migration.number, "name": migration.name, "sha256": migration.sha256}
         client.command(_RECORD, parameters=record)
     return todo
+
+
+def _apply(client: Client, migration: Migration, statement: str) -> None:
+    try:
+        client.command(statement)
+    except DatabaseError as error:
+        if error.code is None:
+            raise
+        raise LedgerError(
+            f"migration {migration} failed and is not recorded: {server_words(error)}", error.code
+        ) from error
 
 
 def migrate_address(address: LedgerAddress) -> list[Migration]:

@@ -40,7 +40,7 @@ from pipeline.stream.topics import Topics
 
 INSERT_INTERVAL_S = 0.2
 """At most this many seconds of rows wait; a lone row goes out at once."""
-INSERT_MAX_ROWS = 20_000
+INSERT_MAX_ROWS = 50_000
 INSERT_MAX_BYTES = 32 * 1024 * 1024
 IDLE_WAIT_S = 0.2
 POLL_MAX_BLOCKS = 16

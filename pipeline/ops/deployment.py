@@ -41,14 +41,16 @@ class Deployment:
 
     Use it as ``async with Deployment(settings) as deployment``: entering returns when all parts
     take work, leaving stops everything. ``settings`` is what a client of it needs: the given ones
-    with the addresses filled in. Must be used from the main thread (see ``tether``).
+    with the addresses filled in; ``parts`` leaves some of worker, sink and API out. Must be used
+    from the main thread (see ``tether``).
 
     Raises ``ConfigurationError`` for a port in use, ``Refused`` while another one runs on the data
     folder, ``PartFailed`` or ``KafkaFailed`` when something does not come up.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, parts: tuple[str, ...] = PARTS) -> None:
         self.settings = settings
+        self._parts = parts
         self.children: dict[str, ChildProcess] = {}
         self.kafka_server: KafkaServer | None = None
         self.kafka = settings.kafka_bootstrap or ""
@@ -113,7 +115,7 @@ class Deployment:
             name,
             [sys.executable, "-m", "pipeline", name],
             self._log_file(name),
-            env=child_environ(self.settings, os.environ),
+            env=child_environ(self._settings_of(name), os.environ),
             inherited=[self._lock.fileno()],
         )
         self.children[name] = child
@@ -130,6 +132,11 @@ class Deployment:
                 raise PartFailed(f"{name} was not ready within {timeout_s:.0f} s{_log_of(child)}")
             await asyncio.sleep(_POLL_S)
         return line
+
+    def _settings_of(self, name: str) -> Settings:
+        if self.settings.health_port and name != "worker":  # one port, one process
+            return self.settings.replaced(health_port=None)
+        return self.settings
 
     def _choose_ports(self) -> None:
         settings = self.settings
@@ -180,11 +187,13 @@ class Deployment:
         await _in_thread(lambda: migrate_address(address))
 
     async def _start_parts(self) -> None:
-        for name in PARTS:
+        for name in self._parts:
             self.launch(name)
-        lines = await _together(*(self.wait_ready(name) for name in PARTS))
-        self.api_url = address_in(lines[PARTS.index("api")], "api")
-        write_endpoints(self._data_dir, api_url=self.api_url)
+        if self._parts:
+            lines = await _together(*(self.wait_ready(name) for name in self._parts))
+            if "api" in self._parts:
+                self.api_url = address_in(lines[self._parts.index("api")], "api")
+                write_endpoints(self._data_dir, api_url=self.api_url)
 
     def _check_running(self) -> None:
         for child in self.children.values():

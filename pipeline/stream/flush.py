@@ -20,12 +20,16 @@ PARTIAL_CELLS = 5_000
 
 @dataclass(slots=True)
 class Flush:
-    """One flush: the position before and after it, the fates, the cells that changed."""
+    """One flush: the position before and after it, the fates, the cells that changed.
+
+    ``rules`` says what decided (see ``stream.rules``).
+    """
 
     before: Position
     position: Position
     taken: Taken
     changed: list[Cell]
+    rules: bytes
 
 
 @lru_cache(maxsize=200_000)
@@ -79,9 +83,9 @@ def fill_outbox(
     forget_before_ms = flush.position.watermark_ms - table.dedupe.horizon_ms
     for key, body in table.ids.records(taken.keys, taken.times_ms, forget_before_ms):
         outbox.add(topics.ids, partition, Record(key, body))
-    if flush.position.rules != flush.before.rules:
+    if flush.position.rules_digest != flush.before.rules_digest:
         key = b"%d|%d" % (partition, flush.before.next_offset)
-        value = rules_record(flush.position.rules, partition, flush.before.next_offset)
+        value = rules_record(flush.rules, partition, flush.before.next_offset)
         outbox.add(topics.rules, 0, Record(key, value))
     for home, partial in partials:
         outbox.add(topics.partials, home, Record(b"%d" % partition, encode_partial(partial)))

@@ -30,7 +30,8 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
     """Where a source partition's table stands; written with every delta.
 
     ``next_offset`` is the next input offset. The counts are since the epoch began. ``watermark_ms``
-    is the highest Kafka timestamp taken. ``rules`` is the last record written to the rules topic.
+    is the highest Kafka timestamp taken. ``rules_digest`` stands for the last
+    record written to the rules topic.
     ``oldest_day`` is the first day that still has cells; ``cells`` how many there are.
     """
 
@@ -45,7 +46,7 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
     watermark_ms: int = 0
     oldest_day: int = 0
     cells: int = 0
-    rules: bytes = b""
+    rules_digest: bytes = b""
 
 
 class _Delta(msgspec.Struct, array_like=True):

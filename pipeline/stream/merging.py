@@ -29,6 +29,7 @@ from pipeline.core.budgets import (
 )
 from pipeline.core.errors import CorruptRecord
 from pipeline.core.partials import Partial, decode_partial
+from pipeline.core.windows import DAY_MS
 from pipeline.faults import point
 from pipeline.stream.context import StreamContext
 from pipeline.stream.inbox import Inbox
@@ -75,6 +76,7 @@ class MergeStage:
         self._producer = producer
         self._local: list[Partial] = []
         self._heartbeat_at = 0.0
+        self._day = 0
         self._busy_until = 0.0
         self.inbox = Inbox(position, seek)
 
@@ -124,6 +126,10 @@ class MergeStage:
             where = f"{record.topic} partition {record.partition} offset {record.offset}"
             raise CorruptRecord(f"{where}: {error}") from error
         # The broker's time in the log ends periods; no wall clock of a worker does.
+        day = record.timestamp // DAY_MS
+        if day > self._day:
+            self._day = day
+            self.accounts.expire(record.timestamp)
         self.accounts.advance(record.timestamp)
         self._apply(partial)
 

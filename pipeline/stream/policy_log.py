@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 import msgspec
@@ -14,6 +15,8 @@ from pipeline.core.scopes import parse_key
 from pipeline.stream.reader import read_to_end
 
 WRITE_TIMEOUT_S = 15.0
+REQUEST_TIMEOUT_MS = 10_000
+STOP_TIMEOUT_S = 5.0
 FETCH_MAX_WAIT_MS = 100
 
 OnRecord = Callable[[int, bytes, bytes | None], None]
@@ -141,7 +144,9 @@ class PolicyTail:
 
 
 async def _send(client: Mapping[str, Any], topic: str, key: bytes, value: bytes | None) -> int:
-    producer = AIOKafkaProducer(**client, acks="all", enable_idempotence=True)
+    producer = AIOKafkaProducer(
+        **client, acks="all", enable_idempotence=True, request_timeout_ms=REQUEST_TIMEOUT_MS
+    )
     try:
         async with asyncio.timeout(WRITE_TIMEOUT_S):
             await producer.start()
@@ -155,4 +160,6 @@ async def _send(client: Mapping[str, Any], topic: str, key: bytes, value: bytes 
     except KafkaError as error:
         raise PolicyLogError(f"{topic}: {error}") from error
     finally:
-        await producer.stop()
+        with suppress(TimeoutError, KafkaError):
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await producer.stop()

@@ -30,13 +30,13 @@ from pipeline import metrics
 from pipeline.core.intake import Intake, Taken
 from pipeline.core.partials import Partial
 from pipeline.core.prices import PriceVersion
-from pipeline.core.windows import oldest_day_needed
+from pipeline.core.windows import DAY_MS, oldest_day_needed
 from pipeline.faults import point
 from pipeline.stream.context import StreamContext
 from pipeline.stream.flush import Flush, fill_outbox, split_partials
 from pipeline.stream.inbox import Inbox
 from pipeline.stream.journal import Position
-from pipeline.stream.rules import encode_rules
+from pipeline.stream.rules import encode_rules, rules_digest
 from pipeline.stream.tables import SourceTable
 from pipeline.stream.transaction import FencedProducer
 from pipeline.stream.transport import FetchState
@@ -47,7 +47,6 @@ MAX_FLUSH_RECORDS = 20_000
 CHUNK_RECORDS = 500
 FLUSH_INTERVAL_S = 0.010
 OFFSETS_INTERVAL_S = 1.0
-DAY_MS = 86_400_000
 
 
 @dataclass(slots=True)
@@ -172,9 +171,9 @@ class PriceStage:
             watermark_ms=watermark_ms,
             oldest_day=oldest_day,
             cells=len(totals),
-            rules=rules,
+            rules_digest=rules_digest(rules),
         )
-        return Flush(before, position, taken, changed)
+        return Flush(before, position, taken, changed, rules)
 
     def _oldest_day(self, watermark_ms: int) -> int:
         slack_days = self._context.settings.max_event_age_days

@@ -41,7 +41,7 @@ async def read_to_end(
     await consumer.start()
     try:
         if partitions is None:
-            partitions = sorted(await _partitions(consumer, topic))
+            partitions = sorted(await topic_partitions(consumer, topic))
         assigned = [TopicPartition(topic, p) for p in partitions]
         consumer.assign(assigned)
         ends = await consumer.end_offsets(assigned)
@@ -71,7 +71,8 @@ async def read_to_end(
         await consumer.stop()
 
 
-async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
+async def topic_partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
+    """The partitions of a topic. Raises ``TallyportError`` when there is no such topic."""
     # The public ``topics()`` drops the partitions that the same answer carries.
     cluster = await consumer._client.fetch_all_metadata()  # pyright: ignore[reportPrivateUsage]
     found = cluster.partitions_for_topic(topic)

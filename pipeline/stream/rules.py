@@ -5,6 +5,8 @@ version or another setting than the one before it, a record goes to the rules to
 transaction. An auditor that reads only the input needs nothing else of ours.
 """
 
+from hashlib import blake2b
+
 import msgspec
 
 from pipeline.core.prices import PriceVersion
@@ -27,6 +29,11 @@ def encode_rules(context: StreamContext, prices: PriceVersion) -> bytes:
             "currency": settings.currency,
         }
     )
+
+
+def rules_digest(rules: bytes) -> bytes:
+    """16 bytes that stand for ``rules`` in a table's position."""
+    return blake2b(rules, digest_size=16).digest()
 
 
 def rules_record(rules: bytes, partition: int, from_offset: int) -> bytes:

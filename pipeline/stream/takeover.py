@@ -21,6 +21,7 @@ from pipeline.core.accounts import Accounts
 from pipeline.core.budgets import is_heartbeat
 from pipeline.core.errors import CorruptRecord, Refused
 from pipeline.core.totals import SourceTotals
+from pipeline.core.windows import DAY_MS
 from pipeline.stream.context import StreamContext
 from pipeline.stream.flush import scope_home
 from pipeline.stream.journal import JournalReader, Position
@@ -33,7 +34,6 @@ from pipeline.stream.transaction import FencedProducer
 Seek = Callable[[str, int, int], Awaitable[None]]
 """topic, partition, offset."""
 
-DAY_MS = 86_400_000
 
 
 @dataclass(slots=True)

@@ -14,7 +14,8 @@ from aiokafka.errors import KafkaError
 
 from pipeline import metrics
 from pipeline.core.budgets import is_heartbeat, parse_heartbeat
-from pipeline.core.errors import CorruptRecord
+from pipeline.core.errors import CorruptRecord, TallyportError
+from pipeline.stream.reader import topic_partitions
 from pipeline.stream.topics import Topics
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class Progress:
         while True:
             try:
                 await self._follow()
-            except (KafkaError, OSError) as error:
+            except (KafkaError, OSError, TallyportError) as error:
                 self._unreachable = f"Kafka: {' '.join(str(error).split())[:200]}"
                 log.debug("progress: %s", self._unreachable)
                 await asyncio.sleep(_RETRY_S)
@@ -188,11 +189,8 @@ class Progress:
 
 
 async def _all_partitions(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartition]:
-    await consumer.topics()
-    found = consumer.partitions_for_topic(topic)
-    if not found:
-        raise OSError(f"topic {topic} does not exist; run `tallyport topics`")
-    return [TopicPartition(topic, partition) for partition in sorted(found)]
+    partitions = await topic_partitions(consumer, topic)
+    return [TopicPartition(topic, partition) for partition in sorted(partitions)]
 
 
 async def _has_record(consumer: AIOKafkaConsumer, tp: TopicPartition, offset: int) -> bool:

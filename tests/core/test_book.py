@@ -18,14 +18,17 @@ import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from functools import cache
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from genai_prices import Usage
 from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import ModelInfo, ModelPrice, Provider
 
 from pipeline.core.book import Book, BookModel, Clause, builtin_book, context_of
+from pipeline.core.book_source import compile_content
 from pipeline.core.events import Event
 from pipeline.core.prices import UNPRICED, PriceVersion
 from pipeline.core.rates import RateLog
@@ -216,39 +219,225 @@ def found_by_library(provider: str, model: str) -> str | None:
         _, info = get_snapshot().find_provider_model(model, None, provider, None)
     except LookupError:
         return None
-    owners = [p.id for p, m in all_models() if m is info] if info else []
-    return f"{owners[0]}/{info.id}"
+    return owners()[id(info)]
 
 
-def test_every_model_costs_what_the_library_says(book: Book, version: PriceVersion) -> None:
+@cache
+def owners() -> dict[int, str]:
+    """The full name of each of the library's models, by object identity."""
+    return {id(model): f"{provider.id}/{model.id}" for provider, model in all_models()}
+
+
+class Listed(NamedTuple):
+    """One model in the library's form and in ours, and a reference that finds it."""
+
+    number: int
+    provider: Provider
+    model: ModelInfo
+    ours: BookModel
+    ref: str
+
+
+@pytest.fixture(scope="module")
+def listed(book: Book) -> list[Listed]:
     by_name = {
         (provider.provider_id, model.model_id): model
         for provider in book.content.providers
         for model in provider.models
     }
     refs = _references_by_model(book)
+    return [
+        Listed(number, provider, model, by_name[provider.id, model.id], ref)
+        for number, (provider, model) in enumerate(all_models())
+        if (ref := refs.get((provider.id, model.id))) is not None
+    ]
+
+
+def test_every_model_can_be_reached(listed: list[Listed]) -> None:
+    assert len(listed) == len(owners())
+
+
+def assert_same(version: PriceVersion, one: Listed, given: Mix, at_us: int, tier: str = "") -> bool:
+    """Checks one price against the library; whether the event was priced at all."""
+    expected, prices = library_nano(one.provider, one.model, given, at_us, tier)
+    price = version.price(event(one.provider.id, one.ref, at_us, tier, **given.counts))
+    place = (one.provider.id, one.model.id, at_us, tier, given)
+    if price == UNPRICED:
+        assert not any(_is_priced(prices, counter) for counter, n in given.counts.items() if n), (
+            place
+        )
+        return False
+    assert price.cost_nano == expected, place
+    return True
+
+
+PRICE_KEYS = {
+    "input_tokens": "input_mtok",
+    "cached_input_tokens": "cache_read_mtok",
+    "cache_write_tokens": "cache_write_mtok",
+    "cache_write_1h_tokens": "cache_write_1h_mtok",
+    "input_audio_tokens": "input_audio_mtok",
+    "input_image_tokens": "input_image_mtok",
+    "output_tokens": "output_mtok",
+    "reasoning_tokens": "output_reasoning_mtok",
+    "output_audio_tokens": "output_audio_mtok",
+    "characters": "input_mchars",
+    "web_searches": "web_searches_kcount",
+    "audio_nano": "audio_hours",
+}
+
+
+def _is_priced(prices: ModelPrice, counter: str) -> bool:
+    """A part always stands beside its whole here, so its whole's price need not be asked."""
+    if prices.requests_kcount is not None:
+        return True
+    key = PRICE_KEYS.get(counter)
+    return key is not None and getattr(prices, key) is not None
+
+
+def test_every_model_date_and_service_tier_costs_what_the_library_says(
+    version: PriceVersion, listed: list[Listed]
+) -> None:
     checked = 0
-    for number, (provider, model) in enumerate(all_models()):
-        ours = by_name[provider.id, model.id]
-        ref = refs.get((provider.id, model.id))
-        if ref is None:
+    for one in listed:
+        given = mix(one.number, 31_000)
+        tiers = TIERS if one.ours.variants else ("", "flex")
+        for at_us in edges_us(one.ours):
+            for tier in tiers:
+                checked += assert_same(version, one, given, at_us, tier)
+    assert checked > 9_000
+
+
+def test_every_context_tier_begins_above_its_threshold(
+    version: PriceVersion, listed: list[Listed]
+) -> None:
+    checked = 0
+    for one in listed:
+        for entry in (*one.ours.seasons, *one.ours.variants):
+            starts = {start for price in entry.prices for start, _ in price.tiers}
+            at_us = (entry.season.start_us or us(datetime(2026, 10, 20, tzinfo=UTC))) + 5
+            for start in sorted(starts):
+                for input_tokens in (start, start + 1, start * 3):
+                    given = mix(one.number, input_tokens)
+                    checked += assert_same(version, one, given, at_us, "flex")
+    assert checked > 500
+
+
+@pytest.mark.parametrize("counter", [*PARTS_IN, *PARTS_OUT, *PRICE_KEYS])
+def test_each_counter_alone(version: PriceVersion, listed: list[Listed], counter: str) -> None:
+    """On one model for each set of prices there is."""
+    at_us = us(datetime(2026, 11, 3, 2, tzinfo=UTC))
+    seen: set[tuple[str, ...]] = set()
+    for one in listed:
+        keys = tuple(sorted({p.counter for e in one.ours.seasons for p in e.prices}))
+        if keys in seen or one.model.id in BY_LENGTH:
             continue
-        tiers = TIERS if ours.variants else ("", "flex")
-        for at_us in edges_us(ours):
-            for tier in tiers if at_us > 1_760_000_000_000_000 else ("",):
-                given = mix(number, 31_000)
-                expected, _ = library_nano(provider, model, given, at_us, tier)
-                price = version.price(event(provider.id, ref, at_us, tier, **given.counts))
-                if price != UNPRICED:
-                    assert price.cost_nano == expected, (provider.id, model.id, at_us, tier)
-                    checked += 1
-                else:
-                    assert expected == 0, (provider.id, model.id, at_us, tier)
-    assert checked > 6_000
+        seen.add(keys)
+        counts = {counter: 987_654_321 if counter == "audio_nano" else 777}
+        if counter in PARTS_IN:
+            counts["input_tokens"] = 777
+        if counter in PARTS_OUT:
+            counts["output_tokens"] = 777
+        assert_same(version, one, Mix(counts), at_us)
+    assert len(seen) > 15
+
+
+def test_short_audio_is_billed_for_the_minimum(version: PriceVersion) -> None:
+    at_us = us(datetime(2026, 11, 3, tzinfo=UTC))
+    costs = [
+        version.price(event("groq", "whisper-large-v3", at_us, audio_nano=seconds * 10**9))
+        for seconds in (1, 10, 20)
+    ]
+    assert [price.cost_nano for price in costs] == [308_333, 308_333, 616_667]
+
+
+@pytest.mark.parametrize(
+    ("model", "counts", "cost_nano", "name"),
+    [
+        ("gpt-4o-transcribe", {"audio_nano": 60 * 10**9}, 6_000_000, "seconds"),
+        ("gpt-4o-mini-transcribe", {"audio_nano": 60 * 10**9}, 3_000_000, "seconds"),
+        ("gpt-4o-mini-tts", {"characters": 1_000}, 15_000_000, "characters"),
+    ],
+)
+def test_by_time_or_length_where_no_tokens_are_counted(
+    version: PriceVersion, model: str, counts: dict[str, int], cost_nano: int, name: str
+) -> None:
+    at_us = us(datetime(2026, 11, 3, tzinfo=UTC))
+    price = version.price(event("openai", model, at_us, **counts))
+    assert price.cost_nano == cost_nano
+    assert price.rate_id == f"book:openai/{model}+{name}@2025-03-20"
+    assert version.price(event("azure", model, at_us, **counts)).cost_nano == cost_nano
+    by_tokens = version.price(event("openai", model, at_us, input_tokens=1_000_000, **counts))
+    assert by_tokens.rate_id == f"book:openai/{model}@base"
+    assert (
+        by_tokens.cost_nano
+        == {
+            "gpt-4o-transcribe": 2_500_000_000,
+            "gpt-4o-mini-transcribe": 1_250_000_000,
+            "gpt-4o-mini-tts": 600_000_000,
+        }[model]
+    )
+    before_us = us(datetime(2025, 3, 19, tzinfo=UTC))
+    assert version.price(event("openai", model, before_us, **counts)) == UNPRICED
+    assert version.price(event("openai", model, at_us, images=1)) == UNPRICED
+
+
+@pytest.mark.parametrize("provider", FREE)
+def test_free_providers_cost_nothing_whatever_the_model(
+    version: PriceVersion, provider: str
+) -> None:
+    price = version.price(event(provider, "anything", 0, input_tokens=5, images=1))
+    assert (price.cost_nano, price.status, price.rate_id) == (0, "free", f"book:{provider}")
+
+
+def test_what_the_book_does_not_list_is_unpriced(version: PriceVersion) -> None:
+    at_us = us(datetime(2026, 11, 3, tzinfo=UTC))
+    for provider, model in (("nobody", "gpt-5"), ("openai", "no-such"), ("Speaches ", "x")):
+        assert version.price(event(provider, model, at_us, input_tokens=5)) == UNPRICED
+        assert version.price(event(provider, model, at_us)) == UNPRICED
+    # Listed, but nothing that is present has a price.
+    assert version.price(event("openai", "gpt-5", at_us, images=2)) == UNPRICED
+    assert version.price(event("openai", "gpt-5", at_us)).cost_nano == 0
+
+
+def test_a_rate_id_names_one_tariff(book: Book) -> None:
+    tariffs: dict[str, Any] = {}
+    for provider in book.content.providers:
+        for model in provider.models:
+            listing = book.find(provider.provider_id, model.model_id)
+            if listing is None or listing.model is not model:
+                continue
+            for tier in TIERS if model.variants else ("",):
+                for at_us in edges_us(model):
+                    rate_id, tariff = listing.tariff_at(at_us, tier)
+                    assert "*" not in rate_id
+                    assert tariffs.setdefault(rate_id, tariff) == tariff, rate_id
+    assert len(tariffs) > 2_000
+
+
+def test_the_digest_is_that_of_the_content(book: Book) -> None:
+    content = book.content
+    assert Book(compile_content()).digest == book.digest
+    changed = [
+        msgspec.structs.replace(content, free=content.free[1:]),
+        msgspec.structs.replace(content, providers=content.providers[1:]),
+        msgspec.structs.replace(content, meaning=content.meaning + 1),
+    ]
+    assert len({book.digest, *(Book(one).digest for one in changed)}) == 4
+
+
+def test_the_library_has_no_model_whose_prices_differ_by_the_direction_of_audio() -> None:
+    """An event has one figure for audio; the book would need two if this were no longer so."""
+    for _, model in all_models():
+        prices = model.prices if isinstance(model.prices, list) else [model]
+        for entry in (*prices, *(model.price_variants or ())):
+            found: Any = entry.prices
+            if getattr(found, "input_audio_hours", None) is not None:
+                assert found.input_audio_hours == found.audio_hours
 
 
 def _references_by_model(book: Book) -> dict[tuple[str, str], str]:
-    """For each model a reference that finds it; a few stand in the shadow of an earlier one."""
+    """For each model a reference that finds it."""
     found_refs: dict[tuple[str, str], str] = {}
     for provider in book.content.providers:
         for model in provider.models:

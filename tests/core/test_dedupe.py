@@ -1,5 +1,7 @@
 """The window against a plain dict: any split, any order, any times."""
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,7 +112,6 @@ def test_thousands_of_ids_in_real_segments():
         for start in range(0, len(keys), 10_000):
             batch = slice(start, start + size)
             window.admit(keys[batch], times_ms[batch])
-    assert all(window.admit(keys[20_000:20_007], times_ms[:7])) is False
     assert not any(window.admit(keys[20_000:25_000], times_ms[20_000:25_000]))
     assert all(window.admit(keys[25_000:30_000], times_ms[25_000:30_000]))
     assert len(window) == 25_000
@@ -159,12 +160,11 @@ def test_a_slow_stream_stays_bounded_too():
 
 def test_memory_per_id_at_scale():
     window = DedupeWindow(HORIZON_MS)
-    raw = b"".join(keys_of(0, 1_000))
-    for round_number in range(1_000):
-        salt = round_number.to_bytes(4, "little")
-        keys = [event_key("p", "")[:4] + salt + raw[i : i + 8] for i in range(0, 16_000, 16)]
-        keys = [key[8:] + key[:8] for key in keys]
-        window.admit(keys, [START_MS + round_number * HORIZON_MS * 3] * 1_000)
+    source = random.Random(1)
+    for round_number in range(200):
+        raw = source.randbytes(16 * 5_000)
+        keys = [raw[start : start + 16] for start in range(0, len(raw), 16)]
+        window.admit(keys, [START_MS + round_number] * 5_000)
     assert len(window) == 1_000_000
     assert window.memory_bytes() <= 40 * len(window)
 
@@ -188,7 +188,7 @@ def test_ids_go_through_bytes_and_loading_twice_changes_nothing():
 
 def test_keys_and_times_must_match_in_number():
     for count in (2, 200):
-        with pytest.raises(ValueError, match="argument"):
+        with pytest.raises(ValueError, match="times"):
             DedupeWindow(HORIZON_MS).admit(keys_of(0, count), [START_MS])
 
 

@@ -409,10 +409,10 @@ MEMBERS = st.lists(st.tuples(NAMES, WRITTEN), max_size=4)
 def records(draw: st.DrawFn) -> bytes:
     members = [(name, json.dumps(text)) for name, text in REQUIRED.items()]
     members += [("input_tokens", "5000"), ("output_tokens", "5000")]
-    for name in draw(st.lists(st.sampled_from(list(REQUIRED)), max_size=1)):
-        members = [member for member in members if member[0] != name]
+    if draw(st.integers(0, 9)) == 0:
+        del members[draw(st.integers(0, len(REQUIRED) - 1))]
     members = draw(st.permutations(members)) + draw(MEMBERS)
-    space = draw(st.sampled_from(["", " ", "\n\t", "\r", "\v", "\u00a0"]))
+    space = draw(st.sampled_from(["", " ", "\n\t", "\r"]))
     text = "{" + ("," + space).join(f'"{n}":{space}{w}' for n, w in members) + "}" + space
     value = text.encode("utf-8", "surrogatepass")
     if draw(st.integers(0, 9)) == 0:

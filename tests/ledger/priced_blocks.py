@@ -83,7 +83,9 @@ def block(rows: list[tuple[Any, ...]], first: int, end: int, **values: Any) -> P
     return PricedBlock(**{**known, **values})
 
 
-def chain(seed: int, count: int, partition: int = 0, topic: str = "usage.events") -> list[PricedBlock]:
+def chain(
+    seed: int, count: int, partition: int = 0, topic: str = "usage.events"
+) -> list[PricedBlock]:
     """``count`` blocks that join end to end, some offsets rejected, duplicate or forwarded."""
     rng = random.Random(f"{seed}/{partition}")
     blocks: list[PricedBlock] = []

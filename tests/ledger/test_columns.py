@@ -84,6 +84,7 @@ def test_months_are_apart_and_nothing_is_lost() -> None:
 
 def test_no_rows_give_an_empty_table() -> None:
     assert entries_table([block([], 0, 4)], "USD").num_rows == 0
+    assert entries_table([], "USD").num_rows == 0
 
 
 @pytest.mark.parametrize(

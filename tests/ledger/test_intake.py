@@ -55,9 +55,7 @@ def test_a_gap_that_the_second_read_fills_is_forgotten() -> None:
 
 
 def test_deleted_blocks_are_named_as_the_reason() -> None:
-    it = intake(
-        positions={TOPIC: Position(1, 10, 7)}, priced_next_offset=20, lost_before=20
-    )
+    it = intake(positions={TOPIC: Position(1, 10, 7)}, priced_next_offset=20, lost_before=20)
     assert it.offer(block([], 12, 13), 20, 1) is Verdict.GAP
     with pytest.raises(Refused, match="now starts at offset 20"):
         it.offer(block([], 12, 13), 20, 1)

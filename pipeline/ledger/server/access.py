@@ -177,7 +177,10 @@ class Judge:
                 node = cast(Node, node)
                 if "type" in node:
                     self._judge_node(node, root)
-                waiting.extend(value for key, value in node.items() if key != "value")
+                literal = node.get("type") == "Literal" or "field_type" in node
+                waiting.extend(
+                    value for key, value in node.items() if not (literal and key == "value")
+                )
 
     def _judge_node(self, node: Node, root: Node) -> None:
         if "out_file" in node:

@@ -1,12 +1,13 @@
 """The HTTP side: bounded requests in, ClickHouse's headers and bodies out."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -52,6 +53,7 @@ class Lane:
 
     def __init__(self, name: str) -> None:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix=name)
+        self._futures: set[Future[Any]] = set()
         self.under_way = 0
 
     def enter(self) -> None:
@@ -69,7 +71,15 @@ class Lane:
 
     async def run(self, work: Callable[[], Value]) -> Value:
         """``work`` in a thread of this lane."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        future = self._pool.submit(work)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        return await asyncio.wrap_future(future)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread works, be it for a request that was given up."""
+        return bool(self._futures)
 
     def close(self) -> None:
         """Takes no more work; what runs is not waited for."""
@@ -146,16 +156,17 @@ class _Parts(Response):
                 await send({"type": "http.response.body", "body": data, "more_body": more})
 
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for part, is_error in self._encoded():
-            failed = is_error
-            if part:
-                await emit(part, more=True)
+        async with contextlib.aclosing(self._encoded()) as parts:
+            async for part, is_error in parts:
+                failed = is_error
+                if part:
+                    await emit(part, more=True)
         if failed:
             # Without its end the transfer counts as broken, as it must.
             raise ClientDisconnect
         await emit(b"", more=False)
 
-    async def _encoded(self) -> AsyncIterator[tuple[bytes, bool]]:
+    async def _encoded(self) -> AsyncGenerator[tuple[bytes, bool], None]:
         try:
             while (part := await self._lane.run(self._next)) is not None:
                 yield part, False
@@ -213,9 +224,9 @@ class LedgerApp:
         )
 
     @property
-    def under_way(self) -> int:
-        """Requests that are being answered."""
-        return self._readers.under_way + self._writers.under_way
+    def busy(self) -> bool:
+        """Whether a statement still runs."""
+        return self._readers.busy or self._writers.busy
 
     def close(self) -> None:
         """Takes no more work."""

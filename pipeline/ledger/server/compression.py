@@ -31,6 +31,7 @@ _NONE: Final = 0x02
 _CHECKSUM_BYTES: Final = 16
 _HEADER: Final = struct.Struct("<BII")
 _FRAME_BYTES: Final = 1 << 20
+_ZSTD_STEP_BYTES: Final = 1 << 10
 
 # In the order ClickHouse prefers them.
 RESPONSE_ENCODINGS: Final = ("lz4", "gzip", "deflate", "zstd")
@@ -104,9 +105,6 @@ def _brotli(data: bytes) -> BinaryIO:
 def _open(data: bytes, encoding: str) -> BinaryIO:
     if encoding in ("gzip", "x-gzip"):
         return cast(BinaryIO, gzip.GzipFile(fileobj=io.BytesIO(data)))
-    if encoding == "zstd":
-        reader = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True)
-        return cast(BinaryIO, reader)
     if encoding == "lz4":
         return cast(BinaryIO, lz4.frame.LZ4FrameFile(io.BytesIO(data)))
     if encoding == "br":
@@ -124,6 +122,25 @@ def _inflate(data: bytes, limit_bytes: int) -> bytes:
     return content
 
 
+def _unzstd(data: bytes, limit_bytes: int) -> bytes:
+    # The library's own reader takes a cut-off frame for the end. A small step bounds what one
+    # call can give: a block of four bytes may stand for 128 KiB.
+    parts: list[bytes] = []
+    size = 0
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    waiting = memoryview(data)
+    while waiting and size <= limit_bytes:
+        step = bytes(waiting[:_ZSTD_STEP_BYTES])
+        if frame.eof:
+            frame = zstandard.ZstdDecompressor().decompressobj()
+        parts.append(frame.decompress(step))
+        size += len(parts[-1])
+        waiting = waiting[len(step) - len(frame.unused_data) :]
+    if not frame.eof and size <= limit_bytes:
+        raise EOFError("the zstd stream is cut off")
+    return b"".join(parts)
+
+
 def decode_body(data: bytes, encoding: str, limit_bytes: int) -> bytes:
     """The body behind an HTTP ``Content-Encoding`` (gzip, deflate, zstd, lz4, br).
 
@@ -135,6 +152,8 @@ def decode_body(data: bytes, encoding: str, limit_bytes: int) -> bytes:
     try:
         if encoding == "deflate":
             content = _inflate(data, limit_bytes)
+        elif encoding == "zstd":
+            content = _unzstd(data, limit_bytes)
         else:
             with _open(data, encoding) as stream:
                 content = stream.read(limit_bytes + 1)

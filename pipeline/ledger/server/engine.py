@@ -23,7 +23,7 @@ from pipeline.ledger.server.errors import (
 )
 from pipeline.ledger.server.limits import SINK_DEFAULTS, reader_settings, set_statement
 from pipeline.ledger.server.protocol import Request
-from pipeline.ledger.server.statement import Statement
+from pipeline.ledger.server.statement import MAX_READ_BYTES, Statement
 
 TIME_ZONE: Final = "UTC"
 _APPEND_BYTES: Final = 4 << 20
@@ -32,6 +32,7 @@ _STREAMED: Final = frozenset(
     {"Native", "RowBinary", "TabSeparated", "TSV", "TabSeparatedRaw", "TSVRaw", "CSV"}
     | {"JSONEachRow", "JSONCompactEachRow", "JSONStringsEachRow"}
 )
+_TAIL_CHARACTERS: Final = 1000
 _FORMAT = re.compile(r"\bFORMAT\s+(\w+)\s*(?:SETTINGS\b[^']*)?;?\s*$", re.IGNORECASE)
 _FIRST_WORD = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(\w*)", re.DOTALL)
 _SELECTS: Final = frozenset({"SELECT", "WITH", "FROM"})
@@ -190,6 +191,8 @@ def _prepare_reader(handle: Handle, request: Request, database: str) -> None:
     """Refuses what is not a permitted read, then locks the handle. Raises QueryError."""
     if request.statement.insert_format is not None:
         raise not_a_read()
+    if len(request.statement.text) > MAX_READ_BYTES:
+        raise QueryError(SYNTAX_ERROR, f"Syntax error: Max query size exceeded: {MAX_READ_BYTES}.")
     judge = Judge(database, request.parameters)
     try:
         tree = handle.parse(request.statement.text)
@@ -239,7 +242,7 @@ def _insert(handle: Handle, request: Request, statement: Statement, started: flo
 
 def _query(handle: Handle, request: Request, started: float) -> Reply:
     text = request.statement.text
-    named = _FORMAT.search(text)
+    named = _FORMAT.search(text, max(0, len(text) - _TAIL_CHARACTERS))
     output_format = named.group(1) if named is not None else request.output_format
     first_word = _FIRST_WORD.match(text)
     selects = first_word is not None and first_word.group(1).upper() in _SELECTS

@@ -15,7 +15,7 @@ READER_LIMITS: Final[dict[str, int]] = {
     "max_execution_time": 60,
     "max_result_rows": 1_000_000,
     "max_result_bytes": 256 << 20,
-    "max_memory_usage": 2 << 30,
+    "max_memory_usage": 1 << 30,
     "max_threads": 4,
 }
 # What holds for a reader and cannot be changed at all.

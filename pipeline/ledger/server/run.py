@@ -95,10 +95,10 @@ def _stop(engine: "Engine", app: "LedgerApp") -> None:
     """
     app.close()
     closing = threading.Thread(target=engine.close, daemon=True)
-    if app.under_way == 0:
+    if not app.busy:
         closing.start()
         closing.join(_CLOSE_S)
-    if app.under_way or closing.is_alive():
+    if app.busy or closing.is_alive():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

@@ -7,11 +7,14 @@ from typing import Final
 from pipeline.ledger.server.errors import QUERY_IS_TOO_LARGE, SYNTAX_ERROR, QueryError
 
 MAX_STATEMENT_BYTES: Final = 1 << 20
+MAX_READ_BYTES: Final = 1 << 18
+"""A reader's statement: ClickHouse's own default of ``max_query_size``."""
 
 _TOKEN = re.compile(
     rb"""(?P<space>[\s\x00]+|--[^\n]*|\#[ !][^\n]*|/\*.*?\*/)
     |(?P<quoted>'(?:[^'\\]|\\.|'')*'|`(?:[^`\\]|\\.|``)*`|"(?:[^"\\]|\\.|"")*")
     |(?P<heredoc>\$(?P<tag>\w*)\$.*?\$(?P=tag)\$)
+    |(?P<open>/\*|['"`]|\$\w*\$)
     |(?P<word>\w+)
     |(?P<other>.)""",
     re.DOTALL | re.VERBOSE,
@@ -50,7 +53,7 @@ def _insert_data_at(sent: bytes) -> tuple[int, str, int] | None:
     position, depth, before, first = 0, 0, b"", True
     while position < min(len(sent), MAX_STATEMENT_BYTES):
         token = _TOKEN.match(sent, position)
-        if token is None:
+        if token is None or token["open"] is not None:
             return None
         start, position = position, token.end()
         if token["space"] is not None:

@@ -1,0 +1,146 @@
+"""Rates on a real Kafka: written, loaded, followed."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from pipeline.core.book import Book, BookContent
+from pipeline.core.errors import InvalidField
+from pipeline.core.events import Event
+from pipeline.core.prices import UNPRICED, PriceVersion
+from pipeline.kafka import client_kwargs
+from pipeline.settings import Settings
+from pipeline.stream.rate_log import (
+    RateLogError,
+    RateTail,
+    load_rates,
+    publish_rate,
+    publish_rates,
+)
+from pipeline.stream.topics import Topics, create_or_check
+
+BOOK = Book(BookContent("empty", ()))
+EVENT = Event("e", 1_800_000_000_000_000, "p", "acme", "m", input_tokens=1_000_000)
+
+
+def rate(rate_id: str, price: str, **fields: Any) -> dict[str, Any]:
+    return {
+        "rate_id": rate_id,
+        "provider": "acme",
+        "model": "*",
+        "effective_from": "2026-01-01T00:00:00Z",
+        "backdated": True,
+        "per_million": {"input_tokens": price},
+        **fields,
+    }
+
+
+@pytest.fixture
+async def place(kafka: str, topic_prefix: str) -> tuple[dict[str, Any], str]:
+    """Connection arguments, and an empty rates topic."""
+    settings = Settings(
+        kafka_bootstrap=kafka, topic_prefix=topic_prefix, partitions=1, replication=1
+    )
+    await create_or_check(settings)
+    return client_kwargs(settings), Topics(topic_prefix).rates
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 (what changes is another task's attribute)
+            await asyncio.sleep(0.01)
+
+
+async def test_what_is_written_is_loaded(place: tuple[dict[str, Any], str]) -> None:
+    client, topic = place
+    assert (await load_rates(client, topic, 60)).next_offset == 0
+    assert await publish_rate(client, topic, rate("a", "1.50")) == 0
+    late = rate("late", "2", backdated=False)
+    assert await publish_rates(client, topic, [late, rate("b", "3"), rate("a", "4")]) == [1, 2, 3]
+
+    found = await load_rates(client, topic, 60)
+    assert [used.rate.rate_id for used in found.used] == ["a", "b"]
+    assert [(one.offset, one.reason) for one in found.ignored] == [
+        (1, "too-early"),
+        (3, "other-content"),
+    ]
+    assert found.next_offset == 4
+    earlier = await load_rates(client, topic, 60, before_offset=1)
+    assert (earlier.next_offset, len(earlier.used)) == (1, 1)
+
+
+async def test_a_broken_rate_is_not_written(place: tuple[dict[str, Any], str]) -> None:
+    client, topic = place
+    with pytest.raises(InvalidField):
+        await publish_rates(client, topic, [rate("a", "1"), rate("b", "1e3")])
+    assert (await load_rates(client, topic, 60)).next_offset == 0
+
+
+async def test_a_tail_follows_and_confirms(place: tuple[dict[str, Any], str]) -> None:
+    client, topic = place
+    await publish_rate(client, topic, rate("a", "1"))
+    seen: list[PriceVersion] = []
+    tail = RateTail(client, topic, BOOK, lead_s=60, on_change=seen.append)
+    assert tail.version.price(EVENT) == UNPRICED
+    await tail.start()
+    try:
+        first = tail.version
+        assert first.price(EVENT).rate_id == "a"
+        assert first.key == (1, BOOK.digest)
+        await publish_rate(client, topic, rate("b", "2"))
+        await until(lambda: tail.next_offset == 2)
+        assert tail.version.price(EVENT).rate_id == "b"
+        assert first.price(EVENT).rate_id == "a"
+        assert [version.key[0] for version in seen] == [1, 2]
+
+        confirmed_ms = tail.confirmed_ms
+        await until(lambda: tail.confirmed_ms > confirmed_ms)
+        await tail.wait_confirmed(0)
+        assert 0 < time.time() * 1000 - tail.confirmed_ms < 20_000
+    finally:
+        await tail.stop()
+
+
+async def test_a_bad_record_does_not_stop_a_tail(place: tuple[dict[str, Any], str]) -> None:
+    client, topic = place
+    producer = AIOKafkaProducer(**client)
+    await producer.start()
+    try:
+        await producer.send_and_wait(topic, b"\xff not json", key=b"x", partition=0)
+        await producer.send_and_wait(topic, None, key=b"x", partition=0)
+    finally:
+        await producer.stop()
+    await publish_rate(client, topic, rate("a", "1"))
+    tail = RateTail(client, topic, BOOK, lead_s=60)
+    await tail.start()
+    try:
+        assert tail.next_offset == 3
+        assert [one.reason for one in tail.version.rates.ignored] == ["malformed", "malformed"]
+        assert tail.version.price(EVENT).rate_id == "a"
+    finally:
+        await tail.stop()
+
+
+async def test_a_missing_topic_and_an_exception_end_a_tail(
+    place: tuple[dict[str, Any], str],
+) -> None:
+    client, topic = place
+    with pytest.raises(RateLogError, match="does not exist"):
+        await RateTail(client, f"{topic}.other", BOOK, lead_s=60).start()
+
+    def fail(version: PriceVersion) -> None:
+        raise ValueError(f"no use for version {version.key[0]}")
+
+    tail = RateTail(client, topic, BOOK, lead_s=60, on_change=fail)
+    await tail.start()
+    try:
+        waiting = asyncio.create_task(tail.wait())
+        await publish_rate(client, topic, rate("a", "1"))
+        async with asyncio.timeout(20):
+            with pytest.raises(RateLogError, match="no use for version 1"):
+                await waiting
+    finally:
+        await tail.stop()
