@@ -9,6 +9,8 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import generate_latest
 
+from pipeline.core.rejections import REASONS
+
 disable_created_metrics()
 
 REGISTRY = CollectorRegistry()
@@ -64,6 +66,9 @@ SINK_HOLES = _counter(
     "sink_holes", "Ranges of usage.priced that were missing on a second read as well."
 )
 HTTP_REQUESTS = _counter("http_requests", "Requests answered, by status.", "status")
+
+for _reason in REASONS:
+    EVENTS_REJECTED.labels(_reason)  # so that a reason shows as 0 before it first happens
 
 
 def render(registry: CollectorRegistry = REGISTRY) -> bytes:

@@ -112,10 +112,18 @@ class Publisher:
         await self._wait_for_room(1)
         if partition is None and key is not None:
             partition = home_partition(key, self._partitions)
-        future = await self._started().send(
-            self.topic, value=value, key=key, headers=list(headers), partition=partition
-        )
+        producer = self._started()
         self._in_flight += 1
+        try:
+            future = await producer.send(
+                self.topic, value=value, key=key, headers=list(headers), partition=partition
+            )
+        except Exception as error:  # a record too large, a broker that cannot be reached
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(error)
+        except BaseException:
+            self._in_flight -= 1
+            raise
         future.add_done_callback(partial(self._settled, 1))
         return future
 

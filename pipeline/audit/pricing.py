@@ -15,11 +15,12 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from genai_prices.data_snapshot import get_snapshot
-from genai_prices.types import ModelInfo, ModelPrice, Provider, Usage
+from genai_prices.types import ModelInfo, ModelPrice, Provider, StartDateConstraint, Usage
 
 from pipeline.audit.reading import COUNTERS, Reading, Unreadable, parse_time
 
 NANO = 1_000_000_000
+DAY_US = 86_400_000_000
 MAX_NANO = 2**63 - 1
 BOOK_CURRENCY = "USD"
 
@@ -133,7 +134,7 @@ class Prices:
             event.model,
             event.texts["service_tier"],
             *event.counts.values(),
-            event.occurred_at_us if self._depends_on_time(event) else None,
+            self._time_key(event),
         )
         found = self._known.get(key)
         if found is None:
@@ -142,10 +143,12 @@ class Prices:
             found = self._known[key] = self._price(event)
         return found
 
-    def _depends_on_time(self, event: Reading) -> bool:
-        return bool(
-            self._set or self._last or self._multipliers or self._fx
-        ) or _book_depends_on_time(event.provider, event.model)
+    def _time_key(self, event: Reading) -> int:
+        """What of the event's time can matter to its price; events that share it share a price."""
+        if self._set or self._last or self._multipliers or self._fx:
+            return event.occurred_at_us
+        unit_us = _book_time_unit_us(event.provider, event.model)
+        return event.occurred_at_us // unit_us
 
     def _price(self, event: Reading) -> Priced:
         rate = self._best(self._set, event)
@@ -468,12 +471,17 @@ def _owner(provider: Provider, model: ModelInfo) -> str:
 
 
 @lru_cache(maxsize=65_536)
-def _book_depends_on_time(provider: str, model: str) -> bool:
+def _book_time_unit_us(provider: str, model: str) -> int:
+    """Within which unit of time the book's price cannot change."""
     found = _find(provider, model)
     if found is None:
-        return False
-    seasonal = isinstance(found[1].prices, list)
-    return seasonal or any(v.constraint for v in found[1].price_variants or ())
+        return DAY_US
+    prices = found[1].prices
+    entries = [*(prices if isinstance(prices, list) else ()), *(found[1].price_variants or ())]
+    constraints = [entry.constraint for entry in entries if entry.constraint is not None]
+    if all(isinstance(constraint, StartDateConstraint) for constraint in constraints):
+        return DAY_US
+    return 1
 
 
 # -- the dated file ------------------------------------------------------------------------------

@@ -192,7 +192,8 @@ class Recount:
         recorded_at_ms = record.timestamp_ms
         source = forwarded_from(record.headers)
         if source is not None:
-            recorded_at_ms = source[2]
+            # A record cannot have been elsewhere after it came here, whatever its header says.
+            recorded_at_ms = min(source[2], record.timestamp_ms)
             count.taken_over.setdefault(source[:2], []).append(_digest(record))
         reason = judge_age(
             event.occurred_at_us,

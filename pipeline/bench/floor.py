@@ -39,14 +39,17 @@ async def run() -> dict[str, float]:
     price = PriceVersion(RateLog("USD").snapshot(), builtin_book()).price
     decode = msgspec.json.Decoder(_Usage).decode
     consumer = AIOKafkaConsumer(
-        **client, enable_auto_commit=False, max_partition_fetch_bytes=4 * 1024 * 1024
+        **client,
+        enable_auto_commit=False,
+        # Not ``seek_to_beginning``: it can lose against the reset that ``assign`` has begun.
+        auto_offset_reset="earliest",
+        max_partition_fetch_bytes=4 * 1024 * 1024,
     )
     await consumer.start()
     try:
         tps = [TopicPartition(topics.events, p) for p in range(settings.partition_count)]
         consumer.assign(tps)
         ends = await consumer.end_offsets(tps)
-        await consumer.seek_to_beginning(*tps)
         for tp in tps:
             await consumer.position(tp)
         ports: dict[str, list[int]] = {}

@@ -14,24 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import faust
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from pipeline.core.book import builtin_book
 from pipeline.core.events import Event
 from pipeline.core.prices import PriceVersion
 from pipeline.core.rates import RateLog
-from pipeline.kafka import kafka_address
-from pipeline.settings import load_settings
+from pipeline.kafka import client_kwargs, kafka_address
+from pipeline.settings import Settings, load_settings
 from pipeline.stream.topics import Topics
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 90.0
 
 
 async def run(seconds: float, scratch: Path) -> dict[str, float]:
     """Events taken and seconds."""
     settings = load_settings(os.environ, None)
     price = PriceVersion(RateLog("USD").snapshot(), builtin_book()).price
+    name = f"{settings.topic_prefix}plain-faust-{time.time_ns()}"
+    await _create_changelogs(settings, name)
     app = faust.App(
-        f"{settings.topic_prefix}plain-faust-{time.time_ns()}",
+        name,
         broker=f"kafka://{kafka_address(settings)}",
         store="memory://",
         value_serializer="json",
@@ -76,6 +79,21 @@ async def run(seconds: float, scratch: Path) -> dict[str, float]:
         await begun.wait()
     await asyncio.sleep(seconds)
     return {"events": taken["events"], "seconds": taken["last_s"] - taken["first_s"]}
+
+
+async def _create_changelogs(settings: Settings, name: str) -> None:
+    # Faust would create them too late for its own check of their partition counts.
+    admin = AIOKafkaAdminClient(**client_kwargs(settings))
+    await admin.start()
+    try:
+        await admin.create_topics(
+            [
+                NewTopic(f"{name}-{table}-changelog", settings.partition_count, 1)
+                for table in ("ports", "users")
+            ]
+        )
+    finally:
+        await admin.close()
 
 
 if __name__ == "__main__":

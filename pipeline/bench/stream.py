@@ -131,7 +131,10 @@ async def _child(settings: Settings, module: str, *arguments: str) -> dict[str, 
 async def _worker(deployment: Deployment, settings: Settings, events: int) -> tuple[float, float]:
     topics = Topics(settings.topic_prefix)
     consumer = AIOKafkaConsumer(
-        **client_kwargs(settings), isolation_level="read_committed", enable_auto_commit=False
+        **client_kwargs(settings),
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
     )
     await consumer.start()
     deployment.settings = settings
@@ -139,12 +142,11 @@ async def _worker(deployment: Deployment, settings: Settings, events: int) -> tu
     try:
         tps = [TopicPartition(topics.priced, p) for p in range(settings.partition_count)]
         consumer.assign(tps)
-        await consumer.seek_to_beginning(*tps)
         async with asyncio.timeout(ROUND_TIMEOUT_S):
             rate = await _rate(consumer, events)
         return rate, peak_mb(child.pid)
     except TimeoutError as error:
-        raise TallyportError(f"the worker did not finish: {child.log_tail()}") from error
+        raise TallyportError(f"the worker did not finish{child.log_note()}") from error
     finally:
         await consumer.stop()
         child.stop(30.0)

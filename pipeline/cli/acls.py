@@ -29,7 +29,8 @@ _READS = {
 }  # fmt: skip
 _WRITES = {
     "worker": (
-        "events", "rejected", "priced", "partials", "totals", "ids", "rules", "registry", "state",
+        "events", "rejected", "priced", "partials", "totals", "ids", "rules", "registry", "epoch",
+        "state",
     ),
     "budgets": ("policies",),
     "prices": ("rates",),

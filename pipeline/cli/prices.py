@@ -282,8 +282,8 @@ def import_(
 
 
 @prices.command()
-@click.option("--provider", required=True)
-@click.option("--model", required=True)
+@click.option("--provider", required=True, help="As events report it.")
+@click.option("--model", required=True, help="As events report it.")
 @click.option("--at", type=Time(), help="When the call occurs; default: now.")
 @click.option("--service-tier", default="", help="As events report it, for example batch.")
 @as_json

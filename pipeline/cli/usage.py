@@ -58,10 +58,12 @@ def usage(by: str, csv_wanted: bool, json_wanted: bool, **filters: Any) -> None:
 def _print(
     rows: Sequence[dict[str, Any]], names: Sequence[str], csv_wanted: bool, json_wanted: bool
 ) -> None:
+    from pipeline.ledger.usage import USAGE_COLUMNS
+
     if json_wanted:
         print_json(rows)
     elif csv_wanted:
-        columns = list(rows[0]) if rows else [*names, *_COLUMNS]
+        columns = [*dict.fromkeys(names), *USAGE_COLUMNS]
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows([_csv_cell(row[column]) for column in columns] for row in rows)

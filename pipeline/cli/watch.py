@@ -85,7 +85,11 @@ async def _follow(
     from pipeline.stream.reader import topic_partitions
 
     consumer = AIOKafkaConsumer(
-        **kafka.client, isolation_level="read_committed", enable_auto_commit=False
+        **kafka.client,
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+        # With "latest" the client, which starts on its own, may win against the seek below.
+        auto_offset_reset="earliest",
     )
     await consumer.start()
     try:

@@ -127,7 +127,9 @@ class SourceTotals:
     def add(self, event: Event, cost_nano: int | None) -> None:
         """Counts one accepted event; ``cost_nano`` None means unpriced."""
         number = event.occurred_at_us // DAY_US
-        day = self._days.get(number) or self._day(number)
+        day = self._days.get(number)
+        if day is None:
+            day = self._day(number)
         touched = [
             day.all.get("") or self._new(day.all, "", "all", number),
             day.port.get(event.port_id)

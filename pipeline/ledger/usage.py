@@ -48,6 +48,13 @@ _ALIASES = {
     "billing-scope": "billing_scope",
     "rate_id": "rate",
 }
+USAGE_COLUMNS = (
+    "currency", "requests", "input_tokens", "cached_input_tokens", "output_tokens",
+    "total_tokens", "characters", "images", "audio_seconds", "cost_nano", "cost",
+    "unpriced_requests", "estimated_requests",
+)  # fmt: skip
+"""What ``usage_report`` says of each combination of dimensions, in order."""
+
 LIMIT_DEFAULT = 10_000
 
 

@@ -2,10 +2,10 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import threading
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,9 +13,12 @@ from pipeline.ops.tether import tethered
 
 LOG_LIMIT_BYTES = 8 * 1024 * 1024
 READY_WITHIN_BYTES = 1024 * 1024
-TAIL_LINES = 15
 TAIL_BYTES = 16 * 1024
 KILL_WAIT_S = 10.0
+# How the lines of our own processes, of Python and of Kafka's logger begin that tell of an end.
+_ERROR = re.compile(
+    r"tallyport: |[\w.]+(Error|Exception|Failed)\b|.{0,200} (ERROR|FATAL|CRITICAL) "
+)
 
 
 class ChildProcess:
@@ -93,22 +96,24 @@ class ChildProcess:
                 return line.rstrip()
         return None
 
-    def log_tail(self, lines: int = TAIL_LINES) -> str:
-        """The last lines of its log file."""
-        return tail(self.log_file, lines)
+    def log_note(self) -> str:
+        """The end of a message about its failure: the last error in its log, and where that is."""
+        error = last_error(self.log_file, self._log_start)
+        return f": {error} (its log: {self.log_file})" if error else f"; its log: {self.log_file}"
 
     def _wait(self, timeout_s: float) -> int:
         return self.process.wait(timeout_s)
 
 
-def tail(path: Path, lines: int = TAIL_LINES) -> str:
-    """The last lines of a text file; empty when there is none."""
+def last_error(path: Path, start: int = 0) -> str:
+    """The last line of a log, behind byte ``start``, that tells of an error; empty without one."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        file.seek(max(start, file.seek(0, os.SEEK_END) - TAIL_BYTES))
         text = file.read().decode("utf-8", "replace")
-    return "\n".join(deque(text.splitlines(), lines))
+    errors = [line for line in text.splitlines() if _ERROR.match(line)]
+    return errors[-1].removeprefix("tallyport: ").strip() if errors else ""
 
 
 def _rotate(log_file: Path) -> None:

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class PartFailed(TallyportError):
-    """A part did not become ready, or ended by itself; the message ends with its log's tail."""
+    """A part did not become ready, or ended by itself; the message names its log."""
 
 
 class Deployment:
@@ -129,7 +129,7 @@ class Deployment:
             if child.exit_status() is not None:
                 raise PartFailed(_ended(child))
             if asyncio.get_running_loop().time() > deadline:
-                raise PartFailed(f"{name} was not ready within {timeout_s:.0f} s{_log_of(child)}")
+                raise PartFailed(f"{name} was not ready within {timeout_s:.0f} s{child.log_note()}")
             await asyncio.sleep(_POLL_S)
         return line
 
@@ -201,7 +201,7 @@ class Deployment:
                 raise PartFailed(_ended(child))
         kafka = self.kafka_server
         if kafka is not None and (status := kafka.exit_status()) is not None:
-            raise PartFailed(f"kafka ended {_how(status)}{kafka.log_tail()}")
+            raise PartFailed(f"kafka ended {_how(status)}{kafka.log_note()}")
 
     async def _stop_children(self, names: tuple[str, ...]) -> None:
         children = [self.children[name] for name in names if name in self.children]
@@ -262,13 +262,8 @@ async def _in_thread(work: Callable[[], object]) -> None:
 
 
 def _ended(child: ChildProcess) -> str:
-    return f"{child.name} ended {_how(child.exit_status() or 0)}{_log_of(child)}"
+    return f"{child.name} ended {_how(child.exit_status() or 0)}{child.log_note()}"
 
 
 def _how(status: int) -> str:
     return f"with status {status}" if status >= 0 else f"by signal {-status}"
-
-
-def _log_of(child: ChildProcess) -> str:
-    text = child.log_tail()
-    return f"; the end of {child.log_file}:\n{text}" if text else f"; {child.log_file} is empty"

@@ -14,7 +14,7 @@ from pathlib import Path
 from aiokafka.protocol.metadata import MetadataRequest_v1, MetadataResponse_v1
 
 from pipeline.core.errors import ConfigurationError, TallyportError
-from pipeline.ops.child_process import ChildProcess, tail
+from pipeline.ops.child_process import ChildProcess
 from pipeline.ops.folder_lock import FolderLock
 from pipeline.ops.java_runtime import java_command
 from pipeline.ops.kafka_jars import kafka_jars
@@ -70,7 +70,7 @@ SERVER_CONFIG: Mapping[str, str] = {
 
 
 class KafkaFailed(TallyportError):
-    """The embedded Kafka did not start or has stopped; the message ends with its log's tail."""
+    """The embedded Kafka did not start or has stopped; the message names its log."""
 
 
 class KafkaServer:
@@ -125,7 +125,7 @@ class KafkaServer:
         """Start it and wait until it answers clients.
 
         Raises ``ConfigurationError`` for a port in use, ``Refused`` while another process runs on
-        the folder, ``KafkaFailed`` with the tail of its log when it does not come up in time.
+        the folder, ``KafkaFailed`` with the last error in its log when it does not come up in time.
         """
         self.prepare()
         self.launch()
@@ -159,14 +159,13 @@ class KafkaServer:
         deadline = time.monotonic() + timeout_s
         while not answers(HOST, self._port, self.node_id):
             if self.exit_status() is not None:
-                status = self.exit_status()
+                status, note = self.exit_status(), self.log_note()
                 self._forget()
-                raise KafkaFailed(
-                    f"Kafka ended with status {status} while starting{self.log_tail()}"
-                )
+                raise KafkaFailed(f"Kafka ended with status {status} while starting{note}")
             if time.monotonic() > deadline:
+                note = self.log_note()
                 self.kill()
-                raise KafkaFailed(f"Kafka was not ready within {timeout_s:.0f} s{self.log_tail()}")
+                raise KafkaFailed(f"Kafka was not ready within {timeout_s:.0f} s{note}")
             time.sleep(0.05)
 
     def exit_status(self) -> int | None:
@@ -194,10 +193,9 @@ class KafkaServer:
         self._child = None
         self._lock.release()
 
-    def log_tail(self) -> str:
-        """The last lines of its log as the end of a message; empty when there are none."""
-        text = tail(self.log_file)
-        return f"; the end of {self.log_file}:\n{text}" if text else ""
+    def log_note(self) -> str:
+        """The end of a message about its failure: the last error in its log, and where that is."""
+        return "" if self._child is None else self._child.log_note()
 
     @property
     def _storage(self) -> Path:

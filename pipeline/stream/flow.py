@@ -101,6 +101,7 @@ class Flow:
             self._context, sources, homes, self.board, self._publisher, self._seek
         )
         self.merges = taken.merges
+        self._catch_up_policies()
         for partition, (table, producer) in taken.sources.items():
             self._producers.append(producer)
             self.prices[partition] = PriceStage(
@@ -157,6 +158,16 @@ class Flow:
             else:
                 merge.accounts.delete_policy(changed)
             merge.wake()
+
+    def _catch_up_policies(self) -> None:
+        """Gives new merges what ``_on_policy`` could not: changes while they were taken over."""
+        in_force = {policy.key: policy for policy in self.board.policies()}
+        for merge in self.merges.values():
+            for policy in merge.accounts.policies():
+                if policy.key not in in_force:
+                    merge.accounts.delete_policy(policy.key)
+            for policy in in_force.values():
+                merge.accounts.put_policy(policy)
 
     def _keeps_registry(self) -> bool:
         return 0 in self.merges

@@ -7,12 +7,11 @@ from pipeline.core.blocks import BLOCK_VERSION, ROW_COLUMNS, PricedBlock, encode
 from pipeline.core.home import partition_of
 from pipeline.core.intake import Rejected, Taken
 from pipeline.core.partials import PARTIAL_VERSION, CellValue, Partial, encode_partial
-from pipeline.core.totals import Cell
 from pipeline.stream.context import StreamContext
 from pipeline.stream.journal import Position
 from pipeline.stream.rules import rules_record
 from pipeline.stream.tables import SourceTable
-from pipeline.stream.transaction import Outbox, Record
+from pipeline.stream.transaction import MAX_BATCH_BYTES, Outbox, Record
 
 BLOCK_ROWS = 1_000
 PARTIAL_CELLS = 5_000
@@ -28,7 +27,7 @@ class Flush:
     before: Position
     position: Position
     taken: Taken
-    changed: list[Cell]
+    changed: list[CellValue]
     rules: bytes
 
 
@@ -41,9 +40,9 @@ def scope_home(scope: str, partitions: int) -> int:
 def split_partials(context: StreamContext, source: int, flush: Flush) -> list[tuple[int, Partial]]:
     """The changed cells as (merge partition, partial), the last part of each marked complete."""
     by_home: dict[int, list[CellValue]] = {}
-    for cell in flush.changed:
-        home = scope_home(cell.scope, context.partitions)
-        by_home.setdefault(home, []).append((cell.scope, cell.day, cell.totals()))
+    for value in flush.changed:
+        home = scope_home(value[0], context.partitions)
+        by_home.setdefault(home, []).append(value)
     return [
         (home, partial)
         for home, cells in by_home.items()
@@ -140,4 +139,5 @@ def _rejected_record(context: StreamContext, partition: int, rejected: Rejected)
         ("source-partition", b"%d" % partition),
         ("source-offset", b"%d" % record.offset),
     ]
-    return Record(record.key, record.value, headers)
+    is_large = len(record.value or b"") > MAX_BATCH_BYTES
+    return Record(record.key, record.value, headers, compressed=is_large)

@@ -8,7 +8,7 @@ A segment whose youngest id is beyond the horizon gets a tombstone. Loading an i
 import struct
 from collections import deque
 
-from pipeline.core.dedupe import DedupeWindow, encode_ids
+from pipeline.core.dedupe import ENTRY_BYTES, DedupeWindow, encode_ids
 from pipeline.core.errors import CorruptRecord
 
 RING_SLOTS = 256
@@ -75,7 +75,8 @@ class IdJournalReader:
         if value is None:
             self._values.pop(place, None)
             return
-        if len(value) < _HEADER.size or value[0] != _VERSION:
+        size = len(value) - _HEADER.size
+        if size < 0 or size % ENTRY_BYTES or value[0] != _VERSION:
             raise CorruptRecord(f"{self._name} offset {offset}: not an id record of version 1")
         self._values[place] = value
 

@@ -7,13 +7,46 @@ starts with where the table stands: an older slice is left out, a jump makes the
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from aiokafka.structs import ConsumerRecord
 
 from pipeline.stream.transport import Slice
 
 MAX_PENDING_RECORDS = 40_000
+MAX_PENDING_BYTES = 32 * 1024 * 1024
+MAX_TAKE_BYTES = 4 * 1024 * 1024
 RESEEK_S = 2.0
+
+
+@dataclass(slots=True)
+class _Part:
+    piece: Slice
+    size_bytes: int
+
+
+def _parts(piece: Slice) -> list[_Part]:
+    """The slice, cut wherever ``MAX_TAKE_BYTES`` of keys, values and headers are full."""
+    parts: list[_Part] = []
+    position, first, filled = piece.position, 0, 0
+    records = piece.records
+    for index, record in enumerate(records):
+        size_bytes = _size_bytes(record)
+        if index > first and filled + size_bytes > MAX_TAKE_BYTES:
+            cut = Slice(piece.tp, position, record.offset, records[first:index])
+            parts.append(_Part(cut, filled))
+            position, first, filled = record.offset, index, 0
+        filled += size_bytes
+    rest = Slice(piece.tp, position, piece.next_position, records[first:]) if first else piece
+    parts.append(_Part(rest, filled))
+    return parts
+
+
+def _size_bytes(record: ConsumerRecord) -> int:
+    size_bytes = len(record.value or b"") + len(record.key or b"")
+    for name, value in record.headers or ():
+        size_bytes += len(name) + len(value or b"")
+    return size_bytes
 
 
 class Inbox:
@@ -23,8 +56,9 @@ class Inbox:
         self.reached = position
         self._seek = seek
         self._expected = position
-        self._slices: deque[Slice] = deque()
+        self._slices: deque[_Part] = deque()
         self._pending = 0
+        self._pending_bytes = 0
         self._closed = False
         self._sought_at = float("-inf")
         self.arrived = asyncio.Event()
@@ -35,7 +69,7 @@ class Inbox:
         return self._pending
 
     async def offer(self, piece: Slice) -> None:
-        """Puts a slice in; waits while ``MAX_PENDING_RECORDS`` are pending."""
+        """Puts a slice in; waits while ``MAX_PENDING_RECORDS`` or ``_BYTES`` are pending."""
         await self._room.wait()
         if self._closed or piece.next_position <= self._expected:
             return
@@ -43,26 +77,41 @@ class Inbox:
             await self._seek_back()
             return
         self._expected = piece.next_position
-        self._slices.append(piece)
-        self._pending += len(piece.records)
-        if self._pending >= MAX_PENDING_RECORDS:
+        for part in _parts(piece):
+            self._slices.append(part)
+            self._pending += len(part.piece.records)
+            self._pending_bytes += part.size_bytes
+        if not self._has_room():
             self._room.clear()
         self.arrived.set()
 
     def take(self, limit: int) -> list[ConsumerRecord]:
-        """The pending records, whole slices, about ``limit`` at most; moves ``reached``."""
+        """The pending records, about ``limit`` at most; moves ``reached``.
+
+        They hold at most ``MAX_TAKE_BYTES``, or are a single larger record: what becomes of them
+        has to fit into one record of a journal.
+        """
         records: list[ConsumerRecord] = []
+        taken_bytes = 0
         while self._slices and len(records) < limit:
-            piece = self._slices.popleft()
+            if records and taken_bytes + self._slices[0].size_bytes > MAX_TAKE_BYTES:
+                break
+            part = self._slices.popleft()
+            piece = part.piece
+            taken_bytes += part.size_bytes
             self._pending -= len(piece.records)
+            self._pending_bytes -= part.size_bytes
             if records or piece.records:
                 records += [r for r in piece.records if r.offset >= self.reached]
             self.reached = piece.next_position
         if not self._slices:
             self.arrived.clear()
-        if self._pending < MAX_PENDING_RECORDS:
+        if self._has_room():
             self._room.set()
         return records
+
+    def _has_room(self) -> bool:
+        return self._pending < MAX_PENDING_RECORDS and self._pending_bytes < MAX_PENDING_BYTES
 
     def close(self) -> None:
         """Lets go of whoever waits for room; nothing is taken any more."""

@@ -20,7 +20,7 @@ import msgspec
 
 from pipeline.core.errors import CorruptRecord
 from pipeline.core.partials import CellValue
-from pipeline.core.totals import SHARDS, Cell, SourceTotals, Totals, shard_of
+from pipeline.core.totals import SHARDS, SourceTotals, Totals, shard_of
 
 JOURNAL_VERSION = 1
 SHARD_FLOOR_BYTES = 2_048
@@ -72,7 +72,8 @@ _T = TypeVar("_T", _Delta, _Shard)
 def _pack(cells: Iterable[CellValue]) -> list[tuple[str, int, list[int | str]]]:
     # MessagePack ends at 64 bits; a sum may not.
     return [
-        (scope, day, [n if n < _WIDE else str(n) for n in totals]) for scope, day, totals in cells
+        (scope, day, totals if max(totals) < _WIDE else [n if n < _WIDE else str(n) for n in totals])
+        for scope, day, totals in cells
     ]
 
 
@@ -92,13 +93,11 @@ class Journal:
         self._credit_bytes = 0
 
     def records(
-        self, position: Position, changed: list[Cell], totals: SourceTotals
+        self, position: Position, changed: list[CellValue], totals: SourceTotals
     ) -> list[tuple[bytes, bytes]]:
         """The (key, value) records of one flush: its delta and the shards it pays for."""
         slot = heapq.heappop(self._free) if self._free else self._new_slot()
-        delta = _Delta(
-            JOURNAL_VERSION, position, _pack((c.scope, c.day, c.totals()) for c in changed)
-        )
+        delta = _Delta(JOURNAL_VERSION, position, _pack(changed))
         value = _encoder.encode(delta)
         self._live.append((position.flush, slot))
         self._credit_bytes += len(value)
@@ -141,6 +140,8 @@ class Journal:
         heapq.heapify(self._free)
         self._live = deque(sorted((flush, slot) for slot, flush in deltas.items()))
         self._shard_flush = list(shard_flush)
+        # Else shards late in the order would never be written where restarts are frequent.
+        self._next_shard = shard_flush.index(min(shard_flush))
         self._release_slots()
 
 

@@ -154,9 +154,13 @@ class PriceStage:
         totals = self._table.totals
         watermark_ms = max(before.watermark_ms, taken.watermark_ms)
         oldest_day = max(before.oldest_day, self._oldest_day(watermark_ms))
-        if oldest_day > before.oldest_day:
-            totals.drop_before(oldest_day)
-        changed = [cell for cell in totals.take_changed() if cell.day >= oldest_day]
+        # Also when no day has ended: a forwarding header may make an event of any age pass.
+        totals.drop_before(oldest_day)
+        changed = [
+            (cell.scope, cell.day, cell.totals())
+            for cell in totals.take_changed()
+            if cell.day >= oldest_day
+        ]
         rules = encode_rules(self._context, prices)
         position = msgspec.structs.replace(
             before,

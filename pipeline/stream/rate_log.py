@@ -9,6 +9,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
+from pipeline import metrics
 from pipeline.core.book import Book
 from pipeline.core.errors import TallyportError
 from pipeline.core.prices import PriceVersion
@@ -211,6 +212,7 @@ class RateTail:
             _feed(self._log, record, self._lead_s)
         if records:
             self._version = PriceVersion(self._log.snapshot(), self._book)
+            metrics.RATES_UNUSED.set(len(self._version.rates.ignored))
             if self._on_change is not None:
                 self._on_change(self._version)
         end = consumer.last_stable_offset(self._tp)

@@ -20,6 +20,8 @@ _NO_ERROR = 0
 _MINUTE_MS = 60_000
 _DAY_MS = 24 * 60 * _MINUTE_MS
 _LARGE_MESSAGE = {"max.message.bytes": str(8 * 1024 * 1024)}
+# The largest record that a broker took for an event, with five headers more.
+_LARGEST_MESSAGE = {"max.message.bytes": str(64 * 1024 * 1024)}
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ SPECS: Mapping[str, TopicSpec] = {
         "usage.corrections", "corrections of events", "delete", 14, timestamp_type="LogAppendTime"
     ),
     "rejected": TopicSpec(
-        "usage.rejected", "records that break a rule", "delete", 30, extra=_LARGE_MESSAGE
+        "usage.rejected", "records that break a rule", "delete", 30, extra=_LARGEST_MESSAGE
     ),
     "priced": TopicSpec(
         "usage.priced", "priced blocks for the ledger sink", "delete", 14, extra=_LARGE_MESSAGE

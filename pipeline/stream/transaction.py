@@ -11,6 +11,7 @@ from typing import Any
 
 import aiokafka.producer.sender
 from aiokafka import AIOKafkaProducer
+from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from pipeline.faults import point
@@ -20,6 +21,7 @@ Headers = Sequence[tuple[str, bytes]]
 TRANSACTION_TIMEOUT_MS = 10_000
 REQUEST_TIMEOUT_MS = 8_000
 MAX_BATCH_BYTES = 1024 * 1024
+GZIP = 1
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
 
 # A transaction that starts while the markers of the one before are still being written is told to
@@ -29,12 +31,17 @@ aiokafka.producer.sender.BACKOFF_OVERRIDE = 0.002  # pyright: ignore[reportPriva
 
 @dataclass(slots=True)
 class Record:
-    """A record to send; ``timestamp_ms`` None lets the client stamp it."""
+    """A record to send; ``timestamp_ms`` None lets the client stamp it.
+
+    ``compressed`` is for one that may have come compressed and is too large to go otherwise; it
+    must be larger than ``MAX_BATCH_BYTES``, so that it travels alone.
+    """
 
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
     timestamp_ms: int | None = None
+    compressed: bool = False
 
 
 @dataclass(slots=True)
@@ -55,15 +62,27 @@ async def send_records(
 ) -> list[tuple[Any, int]]:
     """Sends records as whole batches; returns (future of the acknowledgement, record count)."""
     sent: list[tuple[Any, int]] = []
-    batch = producer.create_batch()
+    records = list(records)
+    batch = _batch_for(producer, records[0]) if records else producer.create_batch()
     for record in records:
         if not _append(batch, record):
             sent.append(await _send_batch(producer, topic, partition, batch))
-            batch = producer.create_batch()
+            batch = _batch_for(producer, record)
             _append(batch, record)
     if batch.record_count():
         sent.append(await _send_batch(producer, topic, partition, batch))
     return sent
+
+
+def _batch_for(producer: AIOKafkaProducer, first: Record) -> Any:
+    if not first.compressed:
+        return producer.create_batch()
+    return BatchBuilder(
+        MAX_BATCH_BYTES,
+        GZIP,
+        is_transactional=producer._txn_manager is not None  # pyright: ignore
+        and producer._txn_manager.transactional_id is not None,  # pyright: ignore
+    )
 
 
 async def _send_batch(

@@ -14,6 +14,7 @@ from pipeline.stream.topics import Topics
 from pipeline.web.health import health_routes
 from pipeline.web.loopback import LoopbackOnly, is_loopback
 from pipeline.web.progress import Progress
+from pipeline.web.request_count import RequestCount
 from pipeline.web.server import address, bind, serve
 
 
@@ -30,7 +31,9 @@ def create_app(progress: Progress, *, loopback_only: bool) -> Starlette:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    middleware = [Middleware(LoopbackOnly)] if loopback_only else []
+    middleware = [Middleware(RequestCount)]
+    if loopback_only:
+        middleware.append(Middleware(LoopbackOnly))
     routes = health_routes(progress.ready, progress.problems)
     return Starlette(routes=routes, middleware=middleware, lifespan=follow)
 

@@ -146,7 +146,10 @@ class Progress:
 
     async def _consumer(self, stack: contextlib.AsyncExitStack) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
-            **self._client, isolation_level="read_committed", enable_auto_commit=False
+            **self._client,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
         )
         stack.push_async_callback(consumer.stop)
         await consumer.start()

@@ -133,6 +133,13 @@ def test_a_forwarded_record_is_judged_by_its_first_time() -> None:
     assert (1, 5) in count.taken_over
 
 
+def test_a_forwarded_record_is_not_younger_than_its_arrival() -> None:
+    ahead = (END + timedelta(seconds=301)).isoformat()
+    claimed = f"1/5/{END_MS + 60_000}".encode()
+    count = recount_of([record(0, event(occurred_at=ahead), h=(("forwarded-from", claimed),))])
+    assert count.counts[0].rejected[0].note == "in-the-future"
+
+
 def test_rules_change_at_an_offset() -> None:
     young, old = RULES, RULES._replace(from_offset=1, max_event_age_days=3)
     five_days = (END - timedelta(days=5)).isoformat()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from pipeline import metrics
 from pipeline.core.book import Book, BookContent
 from pipeline.core.errors import InvalidField
 from pipeline.core.events import Event
@@ -119,6 +120,7 @@ async def test_a_bad_record_does_not_stop_a_tail(place: tuple[dict[str, Any], st
     try:
         assert tail.next_offset == 3
         assert [one.reason for one in tail.version.rates.ignored] == ["malformed", "malformed"]
+        assert metrics.REGISTRY.get_sample_value("tallyport_rates_unused") == 2
         assert tail.version.price(EVENT).rate_id == "a"
     finally:
         await tail.stop()

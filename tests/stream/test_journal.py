@@ -1,0 +1,292 @@
+"""The journals under any sequence of flushes, compactions and restarts."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.core.dedupe import DedupeWindow, event_key
+from pipeline.core.errors import CorruptRecord
+from pipeline.core.events import Event
+from pipeline.core.totals import SHARDS, SourceTotals, Totals
+from pipeline.stream import id_journal, journal
+from pipeline.stream.id_journal import IdJournal, IdJournalReader
+from pipeline.stream.journal import Journal, JournalReader, Position
+
+NAME = "tallyport.totals partition 3"
+DAY_US = 86_400_000_000
+HORIZON_MS = 1_000_000
+Log = list[tuple[int, bytes, bytes | None]]
+
+
+def compacted(log: Log, keeps: Iterable[bool]) -> Log:
+    """The log after a pass of the cleaner that looked at the records with True only."""
+    last = {key: offset for offset, key, _ in log}
+    flags = [*keeps, *[False] * len(log)]
+    return [
+        record
+        for record, looked in zip(log, flags, strict=False)
+        if not looked or last[record[1]] == record[0]
+    ]
+
+
+class Table:
+    """A table with its journal, as a price stage keeps it, and the log that it writes to."""
+
+    def __init__(self) -> None:
+        self.log: Log = []
+        self.offset = 0
+        self.totals, self.journal, self.position = SourceTotals(), Journal(), Position()
+
+    def flush(self, users: Iterable[tuple[int, int, int]]) -> None:
+        for user, day, cost_nano in users:
+            event = Event("e", day * DAY_US, "p", "a", "m", user_id=str(user), input_tokens=1)
+            self.totals.add(event, cost_nano)
+        changed: list[Any] = [(c.scope, c.day, c.totals()) for c in self.totals.take_changed()]
+        self.position = msgspec.structs.replace(
+            self.position,
+            epoch=1,
+            flush=self.position.flush + 1,
+            next_offset=self.position.next_offset + 1,
+            cells=len(self.totals),
+        )
+        for key, value in self.journal.records(self.position, changed, self.totals):
+            self.log.append((self.offset, key, value))
+            self.offset += 1
+
+    def restart(self) -> None:
+        before, position = cells_of(self.totals), self.position
+        self.totals, self.journal = SourceTotals(), Journal()
+        self.position = reader_of(self.log).restore(self.totals, self.journal)
+        assert cells_of(self.totals) == before
+        assert self.position == position
+
+    def live_keys(self) -> int:
+        return len({key for _, key, _ in self.log})
+
+
+def cells_of(totals: SourceTotals) -> dict[tuple[str, int], Totals]:
+    return {(cell.scope, cell.day): cell.totals() for cell in totals.cells()}
+
+
+def reader_of(log: Log) -> JournalReader:
+    reader = JournalReader(NAME)
+    for offset, key, value in log:
+        reader.feed(key, value, offset)
+    return reader
+
+
+flushes = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3), st.integers(0, 2**70)))
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("flush"), flushes),
+        st.tuples(st.just("compact"), st.lists(st.booleans())),
+        st.tuples(st.just("compact"), st.just([True] * 10_000)),
+        st.tuples(st.just("restart"), st.none()),
+    ),
+    max_size=30,
+)
+
+
+@pytest.fixture(scope="module")
+def eager_shards() -> Any:
+    """So cheap that the ring turns round within a few flushes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "SHARD_FLOOR_BYTES", 1)
+        yield
+
+
+@settings(deadline=None, max_examples=150)
+@given(steps)
+def test_what_is_restored_is_what_was_written(eager_shards: None, steps: list[Any]) -> None:
+    table = Table()
+    for name, argument in steps:
+        if name == "flush":
+            table.flush(argument)
+        elif name == "compact":
+            table.log = compacted(table.log, argument)
+        else:
+            table.restart()
+    table.log = compacted(table.log, [True] * len(table.log))
+    table.restart()
+    table.flush([(1, 1, 1)])
+    table.restart()
+
+
+@pytest.mark.parametrize("flushes_per_run", [10_000, 7])
+def test_live_keys_are_bounded(flushes_per_run: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "SHARD_FLOOR_BYTES", 40)
+    table = Table()
+    counts: list[int] = []
+    for number in range(1, 3_001):
+        table.flush([(number % 20, 1, 5)])
+        if number % flushes_per_run == 0:
+            table.restart()
+        if number % 750 == 0:
+            table.log = compacted(table.log, [True] * len(table.log))
+            counts.append(table.live_keys())
+    assert counts[-1] == counts[-2] < 4 * SHARDS
+
+
+def journal_of_three() -> Table:
+    table = Table()
+    for number in range(3):
+        table.flush([(number, 1, 2**65)])
+    return table
+
+
+def test_amounts_beyond_64_bits() -> None:
+    table = journal_of_three()
+    table.restart()
+    assert cells_of(table.totals)["all", 1][2] == 3 * 2**65
+
+
+def test_a_missing_delta_is_noticed() -> None:
+    table = journal_of_three()
+    table.log = [record for record in table.log if record[1] != b"d|1"]
+    with pytest.raises(CorruptRecord, match=f"{NAME}: flush 2 is missing"):
+        reader_of(table.log).restore(SourceTotals())
+
+
+def test_a_missing_last_delta_is_an_earlier_table() -> None:
+    table = journal_of_three()
+    totals = SourceTotals()
+    assert reader_of(table.log[:-1]).restore(totals).flush == 2
+    assert cells_of(totals)["all", 1][0] == 2
+
+
+def test_missing_cells_are_noticed() -> None:
+    table = journal_of_three()
+    key, value = table.log[-1][1:]
+    delta = msgspec.msgpack.decode(value or b"")
+    delta[1][10] += 1
+    table.log.append((9, key, msgspec.msgpack.encode(delta)))
+    with pytest.raises(CorruptRecord, match=f"{NAME}: recovered 5 cells where flush 3 states 6"):
+        reader_of(table.log).restore(SourceTotals())
+
+
+def test_shards_alone_are_no_table() -> None:
+    reader = JournalReader(NAME)
+    reader.feed(b"s|0", msgspec.msgpack.encode([1, 1, 1, []]), 0)
+    with pytest.raises(CorruptRecord, match=f"{NAME}: shards without any delta"):
+        reader.restore(SourceTotals())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"d|0", b"\xc1"),
+        (b"d|0", b""),
+        (b"d|0", None),
+        (b"d|0", msgspec.msgpack.encode([2, [], []])),
+        (b"s|0", msgspec.msgpack.encode([7, 1, 1, []])),
+        (b"s|0", msgspec.msgpack.encode([1, 1, 1, [["a", 1, "x"]]])),
+        (b"s|0", msgspec.msgpack.encode([1, 1, 1, [["a", 1, [1, 2, 3, 4, 5]]]])),
+        (b"s|0", msgspec.msgpack.encode([1, 1, 1, [["a", 1, [1, 2, 3, 4, 5, "six"]]]])),
+        (b"s|256", msgspec.msgpack.encode([1, 1, 1, []])),
+        (b"x|0", b""),
+        (b"d|", b""),
+        (b"", b""),
+        (None, None),
+    ],
+)
+def test_a_corrupt_record_is_named(key: bytes | None, value: bytes | None) -> None:
+    with pytest.raises(CorruptRecord, match=f"{NAME} offset 17"):
+        JournalReader(NAME).feed(key, value, 17)
+
+
+class Ids:
+    """An id journal, the log that it writes to, and what it must remember."""
+
+    def __init__(self) -> None:
+        self.journal = IdJournal()
+        self.log: Log = []
+        self.offset = self.number = 0
+        self.now_ms = HORIZON_MS
+        self.remembered: dict[bytes, int] = {}
+
+    def flush(self, count: int, passed_ms: int) -> None:
+        self.now_ms += passed_ms
+        keys = [event_key("p", str(self.number + n)) for n in range(count)]
+        self.number += count
+        self.remembered |= dict.fromkeys(keys, self.now_ms)
+        times_ms = [self.now_ms] * count
+        for key, value in self.journal.records(keys, times_ms, self.now_ms - HORIZON_MS):
+            self.log.append((self.offset, key, value))
+            self.offset += 1
+
+    def restart(self) -> None:
+        reader = IdJournalReader(NAME)
+        for offset, key, value in self.log:
+            reader.feed(key, value, offset)
+        window = DedupeWindow(HORIZON_MS)
+        self.journal = reader.restore(window)
+        recent = [k for k, ms in self.remembered.items() if ms >= self.now_ms - HORIZON_MS]
+        assert window.admit(recent, [self.now_ms] * len(recent)) == [False] * len(recent)
+        fresh = [event_key("q", str(n)) for n in range(5)]
+        assert window.admit(fresh, [self.now_ms] * 5) == [True] * 5
+
+
+id_steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("flush"), st.integers(0, 6), st.integers(0, HORIZON_MS // 3)),
+        st.tuples(st.just("compact"), st.lists(st.booleans()), st.none()),
+        st.tuples(st.just("restart"), st.none(), st.none()),
+    ),
+    max_size=40,
+)
+
+
+@pytest.fixture(scope="module")
+def small_ring() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(id_journal, "RING_SLOTS", 4)
+        patch.setattr(id_journal, "SEGMENT_BYTES", 24 * 9)
+        yield
+
+
+@settings(deadline=None, max_examples=150)
+@given(id_steps)
+def test_ids_survive(small_ring: None, steps: list[Any]) -> None:
+    ids = Ids()
+    for name, first, second in steps:
+        if name == "flush":
+            ids.flush(first, second)
+        elif name == "compact":
+            ids.log = compacted(ids.log, first)
+        else:
+            ids.restart()
+    ids.log = compacted(ids.log, [True] * len(ids.log))
+    ids.restart()
+
+
+@pytest.mark.usefixtures("small_ring")
+def test_live_id_keys_are_bounded() -> None:
+    ids = Ids()
+    counts: list[int] = []
+    for number in range(1, 601):
+        ids.flush(3, HORIZON_MS // 30)
+        if number % 50 == 0:
+            ids.restart()
+            ids.log = compacted(ids.log, [True] * len(ids.log))
+            counts.append(sum(value is not None for _, _, value in ids.log))
+    assert max(counts[2:]) <= max(counts[:2]) + 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"d|0", b""),
+        (b"d|0", b"\x02" + bytes(8)),
+        (b"d|0", b"\x01" + bytes(8) + bytes(23)),
+        (b"x|0", bytes(9)),
+        (b"d|-1", bytes(9)),
+        (None, None),
+    ],
+)
+def test_a_corrupt_id_record_is_named(key: bytes | None, value: bytes | None) -> None:
+    with pytest.raises(CorruptRecord, match=f"{NAME} offset 17"):
+        IdJournalReader(NAME).feed(key, value, 17)

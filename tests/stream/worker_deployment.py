@@ -1,0 +1,403 @@
+"""Workers in processes of their own, on a real Kafka and a real ClickHouse, fed by the test."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.partitioner import murmur2
+from aiokafka.protocol.group import LeaveGroupRequest
+from aiokafka.structs import ConsumerRecord
+
+from pipeline.core.blocks import PricedBlock, decode_block
+from pipeline.ops.tether import tethered
+from pipeline.stream.reader import read_to_end
+from pipeline.stream.tables import read_tables
+from pipeline.stream.topics import Topics, create_or_check_topics
+
+PARTITIONS = 2
+WAIT_S = 60.0
+INPUT_NANO, OUTPUT_NANO = 1_000, 2_000
+RATE = {
+    "rate_id": "test-rate",
+    "provider": "acme",
+    "model": "m-1",
+    "effective_from": "2020-01-01T00:00:00Z",
+    "published_at": "2020-01-01T00:00:00Z",
+    "backdated": True,
+    "currency": "USD",
+    "per_million": {"input_tokens": "1", "output_tokens": "2"},
+}
+"""A token of input costs ``INPUT_NANO``, one of output ``OUTPUT_NANO``."""
+
+Totals = tuple[int, int, int, int, int, int]
+Cells = dict[tuple[str, int], Totals]
+
+
+def home_of(port_id: str, partitions: int = PARTITIONS) -> int:
+    """The partition that aiokafka's own partitioner gives to the port."""
+    return (murmur2(port_id.encode()) & 0x7FFFFFFF) % partitions
+
+
+def event(number: int, **changes: Any) -> dict[str, Any]:
+    """A valid event of now; ``number`` decides its id, port, user and counts."""
+    fields = {
+        "event_id": f"e{number}",
+        "occurred_at": datetime.now(UTC).isoformat(),
+        "port_id": f"port-{number % 5}",
+        "provider": "acme",
+        "model": "m-1",
+        "user_id": f"user-{number % 7}",
+        "organization_id": f"org-{number % 2}",
+        "input_tokens": 10 + number % 90,
+        "output_tokens": 1 + number % 30,
+        "billing_scope": "user" if number % 11 == 0 else "org",
+    }
+    return {name: value for name, value in (fields | changes).items() if value is not None}
+
+
+def count(events: Iterable[dict[str, Any]]) -> dict[int, Cells]:
+    """What the tables must hold, by source partition: counted here, with code of its own."""
+    sums: dict[int, dict[tuple[str, int], list[int]]] = {p: {} for p in range(PARTITIONS)}
+    for one in events:
+        day = int(datetime.fromisoformat(one["occurred_at"]).timestamp()) // 86_400
+        tokens = one.get("input_tokens", 0) + one.get("output_tokens", 0)
+        priced = one["model"] == "m-1"
+        cost = INPUT_NANO * one.get("input_tokens", 0) + OUTPUT_NANO * one.get("output_tokens", 0)
+        org = one.get("billing_scope", "org") == "org"
+        amounts = [
+            1,
+            tokens,
+            cost if priced else 0,
+            cost if priced and org else 0,
+            int(not priced),
+            int(not priced and org),
+        ]
+        ids = (("user", "user_id"), ("org", "organization_id"), ("group", "group_id"))
+        scopes = ["all", f"port:{one['port_id']}"]
+        scopes += [f"{kind}:{one[name]}" for kind, name in ids if one.get(name)]
+        for scope in scopes:
+            cell = sums[home_of(one["port_id"])].setdefault((scope, day), [0] * 6)
+            cell[:] = [a + b for a, b in zip(cell, amounts, strict=True)]
+    return {p: {k: tuple(v) for k, v in cells.items()} for p, cells in sums.items()}  # type: ignore[misc]
+
+
+@dataclass
+class WorkerProcess:
+    process: subprocess.Popen[bytes]
+    out: Path
+    err: Path
+
+    async def wait_ready(self) -> None:
+        await self.wait_for(lambda: "ready worker" in self.out.read_text())
+
+    async def wait_for(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while not condition():
+                assert self.process.poll() is None, f"the worker has ended: {self.errors}"
+                await asyncio.sleep(0.05)
+
+    async def ended(self) -> int:
+        return await asyncio.to_thread(self.process.wait, WAIT_S)
+
+    async def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return await self.ended()
+
+    def pause(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    @property
+    def errors(self) -> str:
+        return self.err.read_text()
+
+
+@dataclass
+class WorkerDeployment:
+    """``sent`` are the valid events, each once, that the tables must come to hold."""
+
+    kafka: str
+    prefix: str
+    ledger_url: str
+    folder: Path
+    sent: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    workers: list[WorkerProcess] = field(default_factory=list[WorkerProcess])
+
+    @property
+    def topics(self) -> Topics:
+        return Topics(self.prefix)
+
+    @property
+    def client(self) -> dict[str, Any]:
+        return {"bootstrap_servers": self.kafka}
+
+    async def prepare(self, rates: Iterable[dict[str, Any]] = (RATE,)) -> None:
+        await create_or_check_topics(self.client, self.topics, PARTITIONS)
+        for rate in rates:
+            await self.put(self.topics.rates, rate["rate_id"], rate)
+
+    def start_worker(self, fault: str = "", **settings: str) -> WorkerProcess:
+        name = f"worker-{len(self.workers)}"
+        environ = {
+            "TALLYPORT_KAFKA_BOOTSTRAP": self.kafka,
+            "TALLYPORT_CLICKHOUSE_URL": self.ledger_url,
+            "TALLYPORT_TOPIC_PREFIX": self.prefix,
+            "TALLYPORT_PARTITIONS": str(PARTITIONS),
+            "TALLYPORT_REPLICATION": "1",
+            "TALLYPORT_DATA_DIR": str(self.folder),
+            "FAULT_POINT": fault,
+            **settings,
+        }
+        out, err = self.folder / f"{name}.out", self.folder / f"{name}.err"
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            process = subprocess.Popen(
+                tethered([sys.executable, "-m", "pipeline", "worker"]),
+                env={**os.environ, **environ},
+                stdout=stdout,
+                stderr=stderr,
+            )
+        worker = WorkerProcess(process, out, err)
+        self.workers.append(worker)
+        return worker
+
+    def end_all(self) -> None:
+        """SIGKILL to every worker that still lives, also to a stopped one."""
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                worker.process.kill()
+                worker.process.wait(WAIT_S)
+
+    async def put(self, topic: str, key: str, body: object, partition: int = 0) -> int:
+        """Sends one JSON record, None as a tombstone; returns its offset."""
+        value = None if body is None else json.dumps(body).encode()
+        return await self.put_bytes(topic, key.encode(), value, partition)
+
+    async def put_bytes(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int,
+        headers: list[tuple[str, bytes]] | None = None,
+        **options: Any,
+    ) -> int:
+        async with AIOKafkaProducer(**self.client, **options) as producer:
+            batch = producer.create_batch()  # unlike ``send`` it takes a null key and value
+            batch.append(key=key, value=value, timestamp=None, headers=headers or [])
+            batch.close()
+            sent = await (await producer.send_batch(batch, topic, partition=partition))
+            return sent.offset
+
+    async def publish(
+        self, events: list[dict[str, Any]], partition: int | None = None, *, counted: bool = True
+    ) -> None:
+        """Sends events to their home partitions, or all to ``partition``."""
+        async with AIOKafkaProducer(**self.client, linger_ms=2) as producer:
+            futures = [
+                await producer.send(
+                    self.topics.events,
+                    json.dumps(one).encode(),
+                    one["port_id"].encode(),
+                    partition=home_of(one["port_id"]) if partition is None else partition,
+                )
+                for one in events
+            ]
+            await asyncio.gather(*futures)
+        if counted:
+            self.sent += events
+
+    async def set_policy(self, **policy: Any) -> None:
+        await self.put(self.topics.policies, policy_key(policy), policy)
+
+    async def delete_policy(self, key: str) -> None:
+        await self.put(self.topics.policies, key, None)
+
+    async def forget_dead_members(self) -> None:
+        """Takes every member out of the group, as its session timeout would some seconds later."""
+        group = self.topics.worker_group
+        admin = AIOKafkaAdminClient(**self.client)
+        await admin.start()
+        try:
+            described = await admin.describe_consumer_groups([group])
+            members = [member[0] for member in described[0].groups[0][5]]
+            coordinator = await admin.find_coordinator(group)
+            for member in members:
+                await admin._client.send(coordinator, LeaveGroupRequest(group, member))
+        finally:
+            await admin.close()
+
+    async def read(self, topic: str) -> list[ConsumerRecord]:
+        """All committed records of a topic, by partition and offset."""
+        found = [r async for records in read_to_end(self.client, topic) for r in records]
+        return sorted(found, key=lambda record: (record.partition, record.offset))
+
+    async def ends(self, topic: str) -> dict[int, int]:
+        """Where each partition's committed records end."""
+        async with AIOKafkaConsumer(**self.client, isolation_level="read_committed") as consumer:
+            tps = [TopicPartition(topic, p) for p in range(PARTITIONS)]
+            return {tp.partition: end for tp, end in (await consumer.end_offsets(tps)).items()}
+
+    async def settled(self) -> None:
+        """Waits until heartbeats on every state partition say that all input is contained.
+
+        The input is that of the call and what its misrouted events become.
+        """
+        async with asyncio.timeout(WAIT_S):
+            async with AIOKafkaConsumer(
+                self.topics.state, **self.client, auto_offset_reset="latest"
+            ) as consumer:
+                waiting = set(range(PARTITIONS))
+                while waiting:
+                    ends = await self.ends(self.topics.events)
+                    batches = await consumer.getmany(timeout_ms=200)
+                    self._check_alive()
+                    for record in (r for records in batches.values() for r in records):
+                        if record.key.startswith(b"!heartbeat|"):
+                            through = json.loads(record.value)["through"]
+                            if all(through.get(str(p), 0) >= end for p, end in ends.items()):
+                                waiting.discard(record.partition)
+
+    def _check_alive(self) -> None:
+        last = self.workers[-1]
+        assert last.process.poll() is None, f"the worker has ended: {last.errors}"
+
+    async def states(self) -> dict[str, dict[str, Any] | None]:
+        """The newest record of each key of ``budget.state``, None for a tombstone."""
+        return {
+            record.key.decode(): None if record.value is None else json.loads(record.value)
+            for record in await self.read(self.topics.state)
+            if not record.key.startswith(b"!heartbeat|")
+        }
+
+    async def state_is(self, key: str, **wanted: Any) -> dict[str, Any]:
+        """Waits until the state under ``key`` has the wanted fields; returns it."""
+        state: dict[str, Any] | None = None
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while True:
+                    state = (await self.states()).get(key)
+                    if state is not None and {**state, **wanted} == state:
+                        return state
+                    self._check_alive()
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise AssertionError(f"{key} is {state}, not {wanted}") from None
+
+    async def state_gone(self, key: str) -> None:
+        """Waits until ``key`` has a tombstone."""
+        async with asyncio.timeout(WAIT_S):
+            while (await self.states()).get(key, {}) is not None:
+                self._check_alive()
+                await asyncio.sleep(0.1)
+
+    async def blocks(self) -> list[PricedBlock]:
+        return [decode_block(record.value) for record in await self.read(self.topics.priced)]
+
+    async def fates(self) -> dict[int, dict[int, str]]:
+        """The fate of each offset by partition, from the blocks, which must join end to end."""
+        found: dict[int, dict[int, str]] = {p: {} for p in range(PARTITIONS)}
+        reached = dict.fromkeys(range(PARTITIONS), 0)
+        for block in await self.blocks():
+            assert block.first_offset == reached[block.partition], "blocks do not join"
+            assert block.next_offset > block.first_offset
+            reached[block.partition] = block.next_offset
+            fates = found[block.partition]
+            named = (
+                ("row", [row[-6] for row in block.rows]),
+                ("rejected", block.rejected),
+                ("duplicate", block.duplicates),
+                ("forwarded", block.forwarded),
+            )
+            for name, offsets in named:
+                for offset in offsets:
+                    assert offset not in fates, f"offset {offset} twice"
+                    assert block.first_offset <= offset < block.next_offset
+                    fates[offset] = name
+        return found
+
+    async def assert_exact(self) -> Counter[str]:
+        """Tables, blocks and rejected records are what was sent; returns how fates are spread."""
+        expected = count(self.sent)
+        views = await read_tables(self.client, self.topics, list(range(PARTITIONS)))
+        for p, view in views.items():
+            assert_same_cells(p, view.cells, expected[p])
+        fates = await self.fates()
+        inputs: dict[int, set[int]] = {p: set() for p in range(PARTITIONS)}
+        for record in await self.read(self.topics.events):
+            inputs[record.partition].add(record.offset)
+        assert {p: set(f) for p, f in fates.items()} == inputs
+        refused = Counter(
+            (int(h["source-partition"]), int(h["source-offset"]))
+            for h in (dict(r.headers) for r in await self.read(self.topics.rejected))
+        )
+        wanted = {(p, o) for p, f in fates.items() for o, fate in f.items() if fate == "rejected"}
+        assert refused == Counter(wanted)
+        counts = Counter(fate for f in fates.values() for fate in f.values())
+        assert counts["row"] == len(self.sent)
+        for p, view in views.items():
+            at = Counter(fates[p].values())
+            position = view.position
+            assert (position.accepted, position.rejected) == (at["row"], at["rejected"])
+            assert (position.duplicates, position.forwarded) == (at["duplicate"], at["forwarded"])
+        return counts
+
+    async def assert_states(self, keys: Iterable[str]) -> None:
+        """``used`` of these budgets of periods that hold all of ``sent`` is the own count."""
+        states = await self.states()
+        cells: Counter[tuple[str, int]] = Counter()
+        for part in count(self.sent).values():
+            for (scope, _), totals in part.items():
+                for column, amount in enumerate(totals):
+                    cells[scope, column] += amount
+        for key in keys:
+            scope, unit, _ = key.split("|")
+            column = 1 if unit == "tokens" else 2 if scope.startswith("user:") else 3
+            state = states[key]
+            assert state is not None, key
+            used = state["used"] if unit == "tokens" else nanos(state["used"])
+            assert used == cells[scope, column], key
+            unpriced = 4 if column in (1, 2) else 5
+            assert state["unpriced_events"] == cells[scope, unpriced], key
+
+    async def assert_versions_grow(self) -> None:
+        last: dict[bytes, int] = {}
+        for record in await self.read(self.topics.state):
+            if record.value is None or record.key.startswith(b"!heartbeat|"):
+                continue
+            version = json.loads(record.value)["version"]
+            assert version > last.get(record.key, 0), record.key
+            last[record.key] = version
+
+
+def assert_same_cells(partition: int, found: Cells, expected: Cells) -> None:
+    """Equal, or a short list of what differs: pytest's own takes minutes."""
+    places = sorted(found.keys() | expected.keys())
+    different = [
+        (place, found.get(place), expected.get(place))
+        for place in places
+        if found.get(place) != expected.get(place)
+    ]
+    assert not different, f"partition {partition}: cell, found, expected: {different[:5]}"
+
+
+def policy_key(policy: dict[str, Any]) -> str:
+    return f"{policy['scope']}|{policy['unit']}|{policy['period']}"
+
+
+def nanos(text: str) -> int:
+    """Nanos of a decimal string."""
+    whole, _, part = text.partition(".")
+    return int(whole + part.ljust(9, "0"))

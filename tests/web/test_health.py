@@ -1,0 +1,90 @@
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from pipeline import metrics
+from pipeline.core.errors import TallyportError
+from pipeline.core.rejections import REASONS
+from pipeline.web.health import serve_health
+from pipeline.web.loopback import is_loopback
+
+
+@pytest.fixture
+def problems() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def client(problems: list[str]) -> Iterator[httpx.Client]:
+    registry = CollectorRegistry()
+    Counter("things", "Things.", registry=registry).inc(3)
+    server = serve_health(0, registry, lambda: problems)
+    port = server.address.rpartition(":")[2]
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as found:
+            yield found
+    finally:
+        server.close()
+
+
+def test_a_part_without_problems_is_ready(client: httpx.Client) -> None:
+    for name in ("live", "ready", "pipeline"):
+        answer = client.get(f"/health/{name}")
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+def test_problems_are_told_with_503_while_the_part_lives(
+    client: httpx.Client, problems: list[str]
+) -> None:
+    problems.append("Kafka does not answer")
+    answer = client.get("/health/ready")
+    assert answer.status_code == 503
+    assert answer.json()["problems"] == ["Kafka does not answer"]
+    assert client.get("/health/live").status_code == 200
+
+
+def test_metrics_are_prometheus_text(client: httpx.Client) -> None:
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "things_total 3.0" in answer.text
+
+
+def test_a_port_in_use_is_an_error_that_names_it() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(TallyportError, match=f"TALLYPORT_HEALTH_PORT: port {port} .* in use"):
+            serve_health(port)
+
+
+def test_the_port_is_free_again_after_close() -> None:
+    first = serve_health(0)
+    port = int(first.address.rpartition(":")[2])
+    first.close()
+    serve_health(port).close()
+
+
+def test_every_reason_of_rejection_shows_from_the_start() -> None:
+    text = metrics.render().decode()
+    for reason in REASONS:
+        assert f'tallyport_events_rejected_total{{reason="{reason}"}}' in text
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("LOCALHOST", True),
+        ("localhost.evil.example", False),
+        ("0.0.0.0", False),
+        ("10.0.0.1", False),
+        ("", False),
+    ],
+)
+def test_what_counts_as_this_machine(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
