@@ -42,7 +42,7 @@ lint: install ## ruff and pyright
 	timeout 300 $(BIN)/pyright
 
 unit: install ## the tests alone; ARGS goes to pytest
-	timeout --kill-after=30 900 $(BIN)/python -m pytest $(ARGS)
+	timeout --kill-after=30 1500 $(BIN)/python -m pytest $(ARGS)
 
 format: install ## put the code into shape
 	$(BIN)/ruff check --fix .

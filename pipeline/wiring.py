@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from pipeline import metrics
 from pipeline.core.book import builtin_book
 from pipeline.core.errors import TallyportError
 from pipeline.kafka import client_kwargs
@@ -83,6 +84,7 @@ def _rate_tail(settings: Settings) -> RateTail:
         builtin_book(),
         lead_s=settings.price_lead_s,
         currency=settings.currency,
+        on_change=lambda version: metrics.RATES_UNUSED.set(len(version.rates.ignored)),
     )
 
 

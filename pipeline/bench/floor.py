@@ -59,7 +59,7 @@ async def run() -> dict[str, float]:
         while events < expected:
             for records in (await consumer.getmany(timeout_ms=1000, max_records=20_000)).values():
                 for record in records:
-                    usage = decode(record.value)
+                    usage = decode(record.value or b"")
                     event = Event(
                         "",
                         1_700_000_000_000_000,

@@ -157,7 +157,7 @@ async def _rate(consumer: AIOKafkaConsumer, events: int) -> float:
     while taken < events:
         rows = 0
         for records in (await consumer.getmany(timeout_ms=200)).values():
-            rows += sum(len(decode_block(record.value).rows) for record in records)
+            rows += sum(len(decode_block(record.value or b"").rows) for record in records)
         if rows and not taken:
             first_s, first_rows = time.perf_counter(), rows
         taken += rows

@@ -11,12 +11,13 @@ import click
 from pipeline.cli.context import settings
 from pipeline.cli.output import as_json, decimal_text, print_json, print_table
 from pipeline.cli.times import Time
-from pipeline.core.errors import InvalidField
+from pipeline.core.errors import InvalidField, TallyportError
 
 _COLUMNS = (
     "requests", "input_tokens", "output_tokens", "total_tokens", "cost", "currency",
     "unpriced_requests",
 )  # fmt: skip
+MAX_ROWS = 100_000
 
 
 @click.command()
@@ -49,9 +50,13 @@ def usage(by: str, csv_wanted: bool, json_wanted: bool, **filters: Any) -> None:
     client = connect(address)
     try:
         with ledger_errors(address):
-            rows = usage_report(client, wanted, names)
+            rows = usage_report(client, wanted, names, MAX_ROWS + 1)
     finally:
         client.close()
+    if len(rows) > MAX_ROWS:
+        raise TallyportError(
+            f"more than {MAX_ROWS} rows: narrow with --from and --to, or split less"
+        )
     _print(rows, names, csv_wanted, json_wanted)
 
 

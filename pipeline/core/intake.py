@@ -12,6 +12,7 @@ Each record ends as exactly one of: row (accepted), rejected, duplicate, forward
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -100,20 +101,25 @@ class Intake:
         candidates: list[tuple[Event, int, int]] = []
         keys: list[bytes] = []
         times_ms: list[int] = []
+        partition, partitions, unknown = self._partition, self._partitions, self.unknown_fields
+        max_age_us, max_skew_us = limits.max_age_us, limits.max_skew_us
         for record in records:
-            event = decode_event(record.value, record.headers, self.unknown_fields)
-            if type(event) is Rejection:
+            event = decode_event(record.value, record.headers, unknown)
+            if isinstance(event, Rejection):
                 taken.rejected.append(Rejected(record, event))
                 continue
-            home = home_partition(event.port_id, self._partitions)
-            if home != self._partition:
+            home = home_partition(event.port_id, partitions)
+            if home != partition:
                 taken.forwarded.append(self._forward(record, home))
                 continue
-            recorded_at_ms = self._recorded_at_ms(record)
-            rejection = judge_time(event.occurred_at_us, recorded_at_ms, limits)
-            if rejection is not None:
-                taken.rejected.append(Rejected(record, rejection))
-                continue
+            recorded_at_ms = record.timestamp
+            if record.headers:
+                recorded_at_ms = _recorded_at_ms(record)
+            if not -max_skew_us <= recorded_at_ms * 1000 - event.occurred_at_us <= max_age_us:
+                rejection = judge_time(event.occurred_at_us, recorded_at_ms, limits)
+                if rejection is not None:
+                    taken.rejected.append(Rejected(record, rejection))
+                    continue
             candidates.append((event, record.offset, recorded_at_ms))
             keys.append(event_key(event.port_id, event.event_id))
             times_ms.append(recorded_at_ms)
@@ -131,19 +137,23 @@ class Intake:
         taken: Taken,
     ) -> None:
         price_of, add, rows = prices.price, self._totals.add, taken.rows
-        admitted = self._dedupe.admit(keys, times_ms) if keys else ()
-        for index, is_first in enumerate(admitted):
-            event, offset, recorded_at_ms = candidates[index]
-            if not is_first:
-                taken.duplicates.append(offset)
-                continue
+        admitted = self._dedupe.admit(keys, times_ms) if keys else []
+        if not all(admitted):
+            taken.duplicates += [
+                offset
+                for (_, offset, _), is_first in zip(candidates, admitted, strict=True)
+                if not is_first
+            ]
+            candidates = list(compress(candidates, admitted))
+            keys, times_ms = list(compress(keys, admitted)), list(compress(times_ms, admitted))
+        taken.keys += keys
+        taken.times_ms += times_ms
+        for event, offset, recorded_at_ms in candidates:
             price = price_of(event)
             cost_nano = price.cost_nano
             add(event, cost_nano)
             if cost_nano is None:
                 taken.unpriced += 1
-            taken.keys.append(keys[index])
-            taken.times_ms.append(times_ms[index])
             rows.append(
                 (
                     *_astuple(event),
@@ -161,10 +171,9 @@ class Intake:
         headers.append(forwarded_from_header(self._partition, record.offset, record.timestamp))
         return Forwarded(record, home, headers)
 
-    def _recorded_at_ms(self, record: InputRecord) -> int:
-        if record.headers:
-            whence = parse_forwarded_from(record.headers)
-            if whence is not None:
-                # A record cannot have been at another partition after it came here.
-                return min(whence.timestamp_ms, record.timestamp)
-        return record.timestamp
+
+def _recorded_at_ms(record: InputRecord) -> int:
+    """The Kafka time that judges a record: where it came first, if it was forwarded."""
+    whence = parse_forwarded_from(record.headers)
+    # A record cannot have been at another partition after it came here.
+    return record.timestamp if whence is None else min(whence.timestamp_ms, record.timestamp)

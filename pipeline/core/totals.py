@@ -34,36 +34,37 @@ def shard_of(scope: str) -> int:
 
 
 class Cell:
-    """The cumulative totals of ``scope`` on ``day`` (days since 1970-01-01 UTC)."""
+    """The cumulative totals of ``scope`` on ``day`` (days since 1970-01-01 UTC).
+
+    What users pay themselves is kept instead of what organisations pay, as it is the rare case.
+    """
 
     __slots__ = (
         "cost_nano",
         "day",
         "flush",
-        "org_cost_nano",
-        "org_unpriced",
         "requests",
         "scope",
         "tokens",
         "unpriced",
+        "user_cost_nano",
+        "user_unpriced",
     )
 
-    def __init__(self, scope: str, day: int, totals: Totals = (0, 0, 0, 0, 0, 0)) -> None:
+    def __init__(self, scope: str, day: int) -> None:
         self.scope = scope
         self.day = day
         self.flush = -1
-        self.set(totals)
+        self.requests = self.tokens = self.cost_nano = self.unpriced = 0
+        self.user_cost_nano = self.user_unpriced = 0
 
     def set(self, totals: Totals) -> None:
         """Replaces all values."""
-        (
-            self.requests,
-            self.tokens,
-            self.cost_nano,
-            self.org_cost_nano,
-            self.unpriced,
-            self.org_unpriced,
-        ) = totals
+        self.requests, self.tokens, self.cost_nano, org_cost_nano, self.unpriced, org_unpriced = (
+            totals
+        )
+        self.user_cost_nano = self.cost_nano - org_cost_nano
+        self.user_unpriced = self.unpriced - org_unpriced
 
     def totals(self) -> Totals:
         """The cell's values in the order of ``TOTALS_FIELDS``."""
@@ -71,9 +72,9 @@ class Cell:
             self.requests,
             self.tokens,
             self.cost_nano,
-            self.org_cost_nano,
+            self.cost_nano - self.user_cost_nano,
             self.unpriced,
-            self.org_unpriced,
+            self.unpriced - self.user_unpriced,
         )
 
 
@@ -149,7 +150,7 @@ class SourceTotals:
                 day.group.get(ident) or self._new(day.group, ident, "group:" + ident, number)
             )
         tokens = event.input_tokens + event.output_tokens
-        is_org = event.billing_scope == "org"
+        priced_nano = cost_nano or 0
         flush = self._flush
         for cell in touched:
             if cell.flush != flush:
@@ -157,14 +158,9 @@ class SourceTotals:
                 self._changed.append(cell)
             cell.requests += 1
             cell.tokens += tokens
-            if cost_nano is None:
-                cell.unpriced += 1
-                if is_org:
-                    cell.org_unpriced += 1
-            elif cost_nano:
-                cell.cost_nano += cost_nano
-                if is_org:
-                    cell.org_cost_nano += cost_nano
+            cell.cost_nano += priced_nano
+        if cost_nano is None or event.billing_scope != "org":
+            _add_rare(touched, cost_nano, event.billing_scope)
 
     def take_changed(self) -> list[Cell]:
         """The cells that changed since the last call, each once; starts a new flush."""
@@ -187,6 +183,16 @@ class SourceTotals:
         cell = kind[ident] = Cell(scope, day)
         self._shards[shard_of(scope)].append(cell)
         return cell
+
+
+def _add_rare(cells: list[Cell], cost_nano: int | None, billing_scope: str) -> None:
+    """What an unpriced event, and one that the user pays, add besides."""
+    for cell in cells:
+        if cost_nano is None:
+            cell.unpriced += 1
+        if billing_scope == "user":
+            cell.user_cost_nano += cost_nano or 0
+            cell.user_unpriced += cost_nano is None
 
 
 def sum_totals(parts: Iterable[Totals]) -> Totals:

@@ -49,6 +49,17 @@ class IdJournal:
             written.append((b"g|%d" % number, None))
         return written
 
+    def restore_segment(self, number: int, newest_ms: int) -> None:
+        """Takes a segment that recovery found; in the order of their numbers."""
+        self._segments.append((number, newest_ms))
+        self._next_segment = max(self._next_segment, number + 1)
+
+    def restore_delta(self, slot: int, newest_ms: int, ids: bytes) -> None:
+        """Takes a delta that recovery found in ``slot``."""
+        self._deltas[slot] = ids
+        self._delta_bytes += len(ids)
+        self._newest_ms = max(self._newest_ms, newest_ms)
+
     def _seal(self) -> tuple[bytes, bytes]:
         number = self._next_segment
         self._next_segment += 1
@@ -88,10 +99,7 @@ class IdJournalReader:
             ids = value[_HEADER.size :]
             dedupe.load(ids)
             if kind == b"g":
-                journal._segments.append((number, newest_ms))
-                journal._next_segment = max(journal._next_segment, number + 1)
+                journal.restore_segment(number, newest_ms)
             else:
-                journal._deltas[number] = ids
-                journal._delta_bytes += len(ids)
-                journal._newest_ms = max(journal._newest_ms, newest_ms)
+                journal.restore_delta(number, newest_ms, ids)
         return journal

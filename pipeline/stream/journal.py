@@ -13,7 +13,7 @@ flush number, the deltas that are younger than the shard of the cell.
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -24,6 +24,9 @@ from pipeline.core.totals import SHARDS, SourceTotals, Totals, shard_of
 
 JOURNAL_VERSION = 1
 SHARD_FLOOR_BYTES = 2_048
+
+
+_PackedCell = tuple[str, int, Sequence[int | str]]
 
 
 class Position(msgspec.Struct, array_like=True, frozen=True):
@@ -52,14 +55,14 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
 class _Delta(msgspec.Struct, array_like=True):
     version: int
     position: Position
-    cells: list[tuple[str, int, list[int | str]]]
+    cells: list[_PackedCell]
 
 
 class _Shard(msgspec.Struct, array_like=True):
     version: int
     epoch: int
     flush: int
-    cells: list[tuple[str, int, list[int | str]]]
+    cells: list[_PackedCell]
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -69,15 +72,16 @@ _WIDE = 1 << 63
 _T = TypeVar("_T", _Delta, _Shard)
 
 
-def _pack(cells: Iterable[CellValue]) -> list[tuple[str, int, list[int | str]]]:
+def _pack(cells: Iterable[CellValue]) -> list[_PackedCell]:
+    return [(scope, day, _packed(totals)) for scope, day, totals in cells]
+
+
+def _packed(totals: Totals) -> Sequence[int | str]:
     # MessagePack ends at 64 bits; a sum may not.
-    return [
-        (scope, day, totals if max(totals) < _WIDE else [n if n < _WIDE else str(n) for n in totals])
-        for scope, day, totals in cells
-    ]
+    return totals if max(totals) < _WIDE else [n if n < _WIDE else str(n) for n in totals]
 
 
-def _unpack(numbers: list[int | str]) -> Totals:
+def _unpack(numbers: Sequence[int | str]) -> Totals:
     return tuple(int(n) for n in numbers)  # type: ignore[return-value]
 
 

@@ -123,7 +123,8 @@ class MergeStage:
         try:
             partial = decode_partial(record.value)
         except CorruptRecord as error:
-            where = f"{record.topic} partition {record.partition} offset {record.offset}"
+            topic = self._context.topics.partials
+            where = f"{topic} partition {self._partition} offset {record.offset}"
             raise CorruptRecord(f"{where}: {error}") from error
         # The broker's time in the log ends periods; no wall clock of a worker does.
         day = record.timestamp // DAY_MS

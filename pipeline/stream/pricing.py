@@ -44,7 +44,7 @@ from pipeline.stream.transport import FetchState
 log = logging.getLogger(__name__)
 
 MAX_FLUSH_RECORDS = 20_000
-CHUNK_RECORDS = 500
+CHUNK_RECORDS = 1_000
 FLUSH_INTERVAL_S = 0.010
 OFFSETS_INTERVAL_S = 1.0
 
@@ -200,5 +200,8 @@ class PriceStage:
         metrics.EVENTS_DUPLICATE.inc(len(taken.duplicates))
         metrics.EVENTS_FORWARDED.inc(len(taken.forwarded))
         metrics.EVENTS_UNPRICED.inc(taken.unpriced)
+        unknown = self._intake.unknown_fields
+        metrics.UNKNOWN_FIELDS.inc(unknown.count)
+        unknown.count = 0
         for rejected in taken.rejected:
             metrics.EVENTS_REJECTED.labels(rejected.rejection.reason).inc()

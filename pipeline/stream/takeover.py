@@ -35,7 +35,6 @@ Seek = Callable[[str, int, int], Awaitable[None]]
 """topic, partition, offset."""
 
 
-
 @dataclass(slots=True)
 class Takeover:
     """What was taken over: source tables with their fenced producers, and merge stages."""

@@ -7,11 +7,13 @@ aborted batch (no record, but the position went on) from a slice that was droppe
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import aiokafka
+from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import NoOffsetForPartitionError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord, TopicPartition
@@ -79,6 +81,11 @@ class SliceConsumerThread(AIOKafkaConsumerThread):
             isolation_level="read_committed",
         )
 
+    async def on_start(self) -> None:
+        """Connects, and makes the fetcher hand over plain records."""
+        await super().on_start()
+        self._ensure_consumer()._fetcher._records = _PlainResults()  # pyright: ignore
+
     async def _fetch_records(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         consumer: aiokafka.AIOKafkaConsumer,
@@ -141,8 +148,28 @@ def _out_of_range(error: OffsetOutOfRangeError) -> str:
     )
 
 
+class _PlainRecords(PartitionRecords):
+    """Hands over the records as the decoder made them.
+
+    They have offset, timestamp, key, value and headers; wrapping each in a ``ConsumerRecord``
+    costs more than pricing it.
+    """
+
+    def _consumer_record(self, tp: Any, record: Any) -> Any:
+        return record
+
+
+class _PlainResults(OrderedDict[Any, Any]):
+    """The fetcher's results by partition; makes the records of each one plain."""
+
+    def __setitem__(self, tp: Any, result: Any) -> None:
+        if isinstance(result, FetchResult):
+            result._partition_records.__class__ = _PlainRecords  # pyright: ignore
+        super().__setitem__(tp, result)
+
+
 def _assignment(consumer: aiokafka.AIOKafkaConsumer) -> Any:
-    subscription = consumer._subscription.subscription  # pyright: ignore
+    subscription: Any = consumer._subscription.subscription  # pyright: ignore
     return None if subscription is None else subscription.assignment
 
 
@@ -204,7 +231,7 @@ def _message(piece: Slice, generation: int) -> ConsumerMessage:
         piece.position,
         0.0,
         0,
-        (),
+        None,
         b"",
         cast(Any, piece),
         None,

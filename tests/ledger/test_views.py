@@ -14,6 +14,7 @@ from pipeline.core.errors import InvalidField
 from pipeline.ledger.columns import by_month, entries_table
 from pipeline.ledger.usage import (
     DIMENSIONS,
+    USAGE_COLUMNS,
     UsageFilters,
     ledger_totals,
     top_users,
@@ -273,6 +274,7 @@ def test_usage_by_any_dimension(client: Client, by: list[str], key: Any) -> None
     blocks = chain(6, 20)
     insert(client, blocks)
     report = usage_report(client, UsageFilters(), by)
+    assert all(tuple(values)[len(by) :] == USAGE_COLUMNS for values in report)
     assert {
         tuple(values.values())[: len(by)]: (
             values["requests"],

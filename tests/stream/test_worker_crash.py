@@ -5,6 +5,7 @@ import json
 import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from pipeline.ledger.client import LedgerAddress, connect
+from pipeline.ledger.manifests import LogEpoch, join_epoch
 from pipeline.stream.topics import create_or_check_topics
 from tests.stream.conftest import url_of
 from tests.stream.worker_deployment import (
@@ -113,6 +115,7 @@ async def all_exact(deployment: WorkerDeployment) -> None:
 async def test_a_worker_killed_at(point: str, killed: WorkerDeployment) -> None:
     first = 100_000 * (1 + POINTS.index(point))
     victim = killed.start_worker(f"{point}:3")
+    await victim.ready_or_ended()
     stop = asyncio.Event()
     feeding = asyncio.create_task(feed(killed, first, stop))
     try:
@@ -183,14 +186,7 @@ async def test_an_empty_kafka_beside_a_ledger_with_data_is_refused(
     kafka: str, topic_prefix: str, own_ledger: LedgerAddress, tmp_path: Path
 ) -> None:
     client = connect(own_ledger)
-    now = "2026-11-22 10:00:00"
-    row = [1, "usage.events", 0, 0, 5, 5, 0, 0, 0, [], 0, 1, now]
-    names = (
-        "epoch, topic, partition, first_offset, next_offset, rows, rejected, duplicates, "
-        "forwarded, days, priced_partition, priced_next_offset, written_at"
-    )
-    values = ", ".join(repr(value) for value in row)
-    client.command(f"INSERT INTO sink_manifests ({names}) VALUES ({values})")
+    join_epoch(client, LogEpoch(1, "another-log", datetime.now(UTC)))
     client.close()
     deployment = WorkerDeployment(kafka, topic_prefix, url_of(own_ledger), tmp_path)
     try:

@@ -101,6 +101,14 @@ class WorkerProcess:
     async def wait_ready(self) -> None:
         await self.wait_for(lambda: "ready worker" in self.out.read_text())
 
+    async def ready_or_ended(self) -> None:
+        """Waits for either: an armed fault point may lie on the way to readiness."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                if "ready worker" in self.out.read_text() or self.process.poll() is not None:
+                    return
+                await asyncio.sleep(0.05)
+
     async def wait_for(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(WAIT_S):
             while not condition():

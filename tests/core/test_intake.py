@@ -1,0 +1,182 @@
+"""The fate of every record: exactly one, the same in any cut of the stream."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.core.book import builtin_book
+from pipeline.core.dedupe import DedupeWindow
+from pipeline.core.event_codec import TimeLimits
+from pipeline.core.home import home_partition
+from pipeline.core.intake import Intake, Taken
+from pipeline.core.prices import PriceVersion
+from pipeline.core.rates import RateLog
+from pipeline.core.totals import SourceTotals
+
+PARTITION, PARTITIONS = 1, 3
+NOW_MS = 1_763_800_000_000
+DAY_MS = 86_400_000
+LIMITS = TimeLimits.of(7, 300)
+HOME_PORTS = [p for p in map("port-{}".format, range(30)) if home_partition(p, 3) == PARTITION]
+OTHER_PORTS = [p for p in map("port-{}".format, range(30)) if home_partition(p, 3) != PARTITION]
+PRICES = PriceVersion(RateLog("USD").snapshot(), builtin_book())
+
+
+@dataclass
+class Record:
+    offset: int
+    value: bytes | None
+    timestamp: int = NOW_MS
+    key: bytes | None = b"key"
+    headers: Sequence[tuple[str, bytes]] = field(default_factory=list[tuple[str, bytes]])
+
+
+def body(event_id: str, port_id: str = HOME_PORTS[0], age_ms: int = 0, **more: Any) -> bytes:
+    from datetime import UTC, datetime
+
+    at = datetime.fromtimestamp((NOW_MS - age_ms) / 1000, UTC).isoformat()
+    fields = {"event_id": event_id, "port_id": port_id, "occurred_at": at}
+    model = {"provider": "openai", "model": "gpt-5", "input_tokens": 10}
+    return json.dumps(fields | model | more).encode()
+
+
+class Partition:
+    """An intake with its memory; ``taken`` adds up."""
+
+    def __init__(self) -> None:
+        self.totals, self.taken = SourceTotals(), Taken()
+        dedupe = DedupeWindow(9 * DAY_MS)
+        self.intake = Intake(PARTITION, PARTITIONS, self.totals, dedupe)
+
+    def take(self, *records: Record) -> Taken:
+        self.intake.take(records, PRICES, LIMITS, self.taken)
+        return self.taken
+
+    def fates(self) -> dict[int, str]:
+        """By offset; fails when a record has two."""
+        taken = self.taken
+        named = (
+            ("row", [row[-6] for row in taken.rows]),
+            ("rejected", [one.record.offset for one in taken.rejected]),
+            ("duplicate", taken.duplicates),
+            ("forwarded", [one.record.offset for one in taken.forwarded]),
+        )
+        found: dict[int, str] = {}
+        for name, offsets in named:
+            for offset in offsets:
+                assert offset not in found
+                found[offset] = name
+        return found
+
+
+values = st.one_of(
+    st.none(),
+    st.binary(max_size=8),
+    st.builds(
+        body,
+        event_id=st.sampled_from("abcdef"),
+        port_id=st.sampled_from(HOME_PORTS[:2] + OTHER_PORTS[:2]),
+        age_ms=st.sampled_from([-400_000, 0, 3 * DAY_MS, 8 * DAY_MS]),
+        model=st.sampled_from(["gpt-5", "nobody-knows"]),
+    ),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(values, max_size=30), st.lists(st.integers(0, 30)))
+def test_one_fate_each_in_any_cut(stream: list[bytes | None], cuts: list[int]) -> None:
+    records = [Record(offset, value) for offset, value in enumerate(stream)]
+    whole, parts = Partition(), Partition()
+    whole.take(*records)
+    bounds = sorted({0, len(stream), *(min(cut, len(stream)) for cut in cuts)})
+    for start, end in pairwise(bounds):
+        parts.take(*records[start:end])
+    assert sorted(whole.fates()) == list(range(len(stream)))
+    assert whole.fates() == parts.fates()
+    assert whole.taken.rows == parts.taken.rows
+    assert whole.taken.unpriced == sum(row[-4] is None for row in whole.taken.rows)
+    accepted = [(row[0], row[2]) for row in whole.taken.rows]
+    assert len(set(accepted)) == len(accepted)
+    assert {(c.scope, c.day): c.totals() for c in whole.totals.cells()} == {
+        (c.scope, c.day): c.totals() for c in parts.totals.cells()
+    }
+
+
+def test_the_first_wins_whatever_the_others_say() -> None:
+    partition = Partition()
+    partition.take(
+        Record(0, body("a", input_tokens=1)),
+        Record(1, body("a", input_tokens=2, age_ms=DAY_MS), timestamp=NOW_MS + DAY_MS),
+        Record(2, body("a", HOME_PORTS[1])),
+    )
+    assert partition.fates() == {0: "row", 1: "duplicate", 2: "row"}
+
+
+def test_a_rejected_event_does_not_use_up_its_id() -> None:
+    partition = Partition()
+    partition.take(Record(0, body("a", age_ms=8 * DAY_MS)), Record(1, body("a")))
+    assert partition.fates() == {0: "rejected", 1: "row"}
+
+
+def test_an_event_of_another_partition_is_forwarded_and_not_judged_here() -> None:
+    headers = [("trace", b"\xff"), ("trace", b"")]
+    old = body("a", OTHER_PORTS[0], age_ms=100 * DAY_MS)
+    partition = Partition()
+    taken = partition.take(Record(7, old, headers=headers), Record(8, old))
+    assert partition.fates() == {7: "forwarded", 8: "forwarded"}
+    first = taken.forwarded[0]
+    assert first.home == home_partition(OTHER_PORTS[0], PARTITIONS)
+    assert first.headers == [*headers, ("forwarded-from", f"1/7/{NOW_MS}".encode())]
+    assert (first.record.key, first.record.value) == (b"key", old)
+    assert len(partition.totals) == 0
+
+
+@pytest.mark.parametrize(
+    ("whence", "age_ms", "fate", "recorded_at_ms"),
+    [
+        (b"0/5/%d" % (NOW_MS - 10 * DAY_MS), 16 * DAY_MS, "row", NOW_MS - 10 * DAY_MS),
+        (b"0/5/%d" % (NOW_MS - 10 * DAY_MS), 18 * DAY_MS, "rejected", None),
+        (b"0/5/%d" % (NOW_MS - 10 * DAY_MS), 0, "rejected", None),
+        (b"0/5/%d" % (NOW_MS + 10 * DAY_MS), 0, "row", NOW_MS),
+        (b"0/5/%d" % (NOW_MS + 10 * DAY_MS), -10 * DAY_MS, "rejected", None),
+        (b"no such thing", 0, "row", NOW_MS),
+        (b"0/5/99999999999999999999", 0, "row", NOW_MS),
+        (b"", 8 * DAY_MS, "rejected", None),
+    ],
+)
+def test_the_first_arrival_judges_the_age(
+    whence: bytes, age_ms: int, fate: str, recorded_at_ms: int | None
+) -> None:
+    partition = Partition()
+    taken = partition.take(
+        Record(3, body("a", age_ms=age_ms), headers=[("forwarded-from", whence)])
+    )
+    assert partition.fates() == {3: fate}
+    assert [row[-5] for row in taken.rows] == ([] if recorded_at_ms is None else [recorded_at_ms])
+
+
+def test_the_last_forwarding_header_counts() -> None:
+    day_ago = b"0/5/%d" % (NOW_MS - DAY_MS)
+    headers = [("forwarded-from", b"0/5/1"), ("forwarded-from", day_ago)]
+    taken = Partition().take(Record(3, body("a"), headers=headers))
+    assert len(taken.rejected) == 1
+    taken = Partition().take(Record(3, body("a", age_ms=DAY_MS), headers=headers))
+    assert taken.rows[0][-5] == NOW_MS - DAY_MS
+
+
+def test_the_watermark_is_the_latest_kafka_time() -> None:
+    partition = Partition()
+    partition.take(Record(0, None, timestamp=NOW_MS + 5), Record(1, None))
+    assert partition.taken.watermark_ms == NOW_MS + 5
+
+
+def test_unknown_fields_are_counted() -> None:
+    partition = Partition()
+    partition.take(Record(0, body("a", colour="red", size=3)), Record(1, body("b")))
+    assert partition.intake.unknown_fields.count == 2
