@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline import metrics
 from pipeline.core.book import builtin_book
-from pipeline.core.errors import TallyportError
+from pipeline.core.errors import Refused, TallyportError
 from pipeline.kafka import client_kwargs
 from pipeline.ledger.client import open_writer
 from pipeline.ledger.manifests import known_epochs
@@ -92,16 +92,24 @@ async def _context(settings: Settings, rates: RateTail) -> StreamContext:
     client = client_kwargs(settings)
     topics = Topics(settings.topic_prefix)
     partitions = settings.partition_count
-    ledger_epoch = await asyncio.to_thread(_ledger_epoch, settings)
+    logs = await asyncio.to_thread(_ledger_logs, settings)
+    ledger_epoch = max(logs, default=0)
     events_id = str(await topic_id(client, topics.events))
     now_ms = int(time.time() * 1000)
     epoch = await begin_epoch(client, topics, events_id, partitions, ledger_epoch, now_ms)
+    if logs.get(epoch.epoch, epoch.id) != epoch.id:
+        raise Refused(
+            f"the ledger was written from another Kafka (epoch {epoch.epoch}, id "
+            f"{logs[epoch.epoch]}) than this one (id {epoch.id}); connect the two that belong "
+            "together"
+        )
     return StreamContext(settings, client, topics, partitions, epoch.epoch, rates, BrokerClock())
 
 
-def _ledger_epoch(settings: Settings) -> int:
+def _ledger_logs(settings: Settings) -> dict[int, str]:
+    """The logs that the ledger has been written from: epoch → id."""
     with contextlib.closing(open_writer(settings)) as client:
-        return max((log_epoch.epoch for log_epoch in known_epochs(client)), default=0)
+        return {log_epoch.epoch: log_epoch.id for log_epoch in known_epochs(client)}
 
 
 async def _serve(

@@ -21,7 +21,6 @@ from pipeline.core.dedupe import DedupeWindow, event_key
 from pipeline.core.event_codec import TimeLimits, UnknownFields, decode_event, judge_time
 from pipeline.core.events import Event
 from pipeline.core.home import (
-    FORWARDED_FROM,
     forwarded_from_header,
     home_partition,
     parse_forwarded_from,
@@ -167,8 +166,9 @@ class Intake:
             )
 
     def _forward(self, record: InputRecord, home: int) -> Forwarded:
-        headers = [header for header in record.headers if header[0] != FORWARDED_FROM]
-        headers.append(forwarded_from_header(self._partition, record.offset, record.timestamp))
+        # The last such header counts, so one that was there before may stay.
+        here = forwarded_from_header(self._partition, record.offset, record.timestamp)
+        headers = [*record.headers, here]
         return Forwarded(record, home, headers)
 
 

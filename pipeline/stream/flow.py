@@ -191,6 +191,8 @@ class Flow:
         """Tells every merge partition what each of our source partitions contains."""
         while True:
             await asyncio.sleep(MARK_INTERVAL_S)
+            for stage in (*self.prices.values(), *self.merges.values()):
+                await stage.inbox.retry_seek()
             marks = [self._mark(partition, stage) for partition, stage in self.prices.items()]
             if marks:
                 homes = range(self._context.partitions)

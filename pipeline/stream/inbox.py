@@ -61,6 +61,7 @@ class Inbox:
         self._pending_bytes = 0
         self._closed = False
         self._sought_at = float("-inf")
+        self._is_seeking = False
         self.arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -77,6 +78,7 @@ class Inbox:
             await self._seek_back()
             return
         self._expected = piece.next_position
+        self._is_seeking = False
         for part in _parts(piece):
             self._slices.append(part)
             self._pending += len(part.piece.records)
@@ -118,8 +120,14 @@ class Inbox:
         self._closed = True
         self._room.set()
 
+    async def retry_seek(self) -> None:
+        """Seeks again when the last seek has brought nothing for ``RESEEK_S``."""
+        if self._is_seeking and not self._closed:
+            await self._seek_back()
+
     async def _seek_back(self) -> None:
         # Slices that were fetched before the seek still arrive; they must not each seek again.
+        self._is_seeking = True
         now_s = asyncio.get_running_loop().time()
         if now_s - self._sought_at >= RESEEK_S:
             self._sought_at = now_s

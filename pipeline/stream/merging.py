@@ -42,6 +42,8 @@ HEARTBEAT_S = 0.5
 PUBLISH_RECORDS = 2_000
 BUSY_RECORDS = 200
 BUSY_INTERVAL_S = 0.1
+# Without a moment when everything was published no heartbeat may move on: then input waits.
+CATCH_UP_S = 1.0
 TAKE_RECORDS = 1_000
 VERSION_BITS = 36
 VERSION_STEP = 16
@@ -78,6 +80,7 @@ class MergeStage:
         self._heartbeat_at = 0.0
         self._day = 0
         self._busy_until = 0.0
+        self._caught_up_at = 0.0
         self.inbox = Inbox(position, seek)
 
     def offer_local(self, partial: Partial) -> None:
@@ -94,13 +97,15 @@ class MergeStage:
         loop = asyncio.get_running_loop()
         while True:
             await self._wait(loop)
-            self._apply_local()
-            for record in self.inbox.take(TAKE_RECORDS):
-                self._apply_record(record)
+            if not self._must_catch_up(loop):
+                self._apply_local()
+                for record in self.inbox.take(TAKE_RECORDS):
+                    self._apply_record(record)
             await self._publish(loop)
             if loop.time() - self._heartbeat_at >= HEARTBEAT_S:
                 self._heartbeat_at = loop.time()
-                await self._send([self._heartbeat()])
+                if len(self._published_marks) == self._context.partitions:
+                    await self._send([self._heartbeat()])
 
     async def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         if self.accounts.dirty > BUSY_RECORDS and loop.time() >= self._busy_until:
@@ -157,9 +162,13 @@ class MergeStage:
             return False
         return (partial.flush, partial.part) > self._parts.get(source, (0, -1))
 
+    def _must_catch_up(self, loop: asyncio.AbstractEventLoop) -> bool:
+        return self.accounts.dirty > 0 and loop.time() - self._caught_up_at >= CATCH_UP_S
+
     async def _publish(self, loop: asyncio.AbstractEventLoop) -> None:
         accounts = self.accounts
-        if accounts.dirty and (accounts.has_urgent or loop.time() >= self._busy_until):
+        is_due = accounts.has_urgent or loop.time() >= self._busy_until
+        if accounts.dirty and (is_due or self._must_catch_up(loop)):
             changes = accounts.changes(PUBLISH_RECORDS)
             if len(changes) > BUSY_RECORDS:
                 self._busy_until = loop.time() + BUSY_INTERVAL_S
@@ -169,6 +178,7 @@ class MergeStage:
                 metrics.STATES_PUBLISHED.inc(len(changes))
         if not accounts.dirty:
             self._published_marks = dict(self._marks)
+            self._caught_up_at = loop.time()
 
     def _state_records(self, changes: Iterable[Change]) -> list[Record]:
         self._version += 1
@@ -184,8 +194,8 @@ class MergeStage:
     def _heartbeat(self) -> Record:
         marks = self._published_marks
         sources = range(self._context.partitions)
-        as_of_ms = min((marks.get(source, (0, 0))[1] for source in sources), default=0)
-        through = {source: marks.get(source, (0, 0))[0] for source in sources}
+        as_of_ms = min(marks[source][1] for source in sources)
+        through = {source: marks[source][0] for source in sources}
         value = heartbeat_json(Heartbeat(self._partition, as_of_ms, through))
         # The header outlives compaction, so versions grow even when every state is a tombstone.
         headers = [(VERSION_HEADER, b"%d" % self._version)]

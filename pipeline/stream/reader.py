@@ -21,13 +21,15 @@ async def read_to_end(
     topic: str,
     partitions: Iterable[int] | None = None,
     start: Mapping[int, int] | None = None,
+    end: Mapping[int, int] | None = None,
     timeout_s: float = READ_TIMEOUT_S,
 ) -> AsyncIterator[list[ConsumerRecord]]:
     """Yields slices (records of one partition, in order) up to the end seen at the call.
 
     ``client`` holds aiokafka's connection arguments (``bootstrap_servers`` and security).
-    ``start`` gives offsets to start from; the earliest otherwise. The end is the last stable
-    offset, so a transaction that is still open bounds it. Raises ``ReadTimedOut`` after
+    ``start`` gives offsets to start from; the earliest otherwise. ``end`` gives the offsets to
+    reach, waiting for transactions that are open before them; otherwise it is the last stable
+    offset at the call, which an open transaction holds back. Raises ``ReadTimedOut`` after
     ``timeout_s`` without progress.
     """
     consumer = AIOKafkaConsumer(
@@ -45,6 +47,8 @@ async def read_to_end(
         assigned = [TopicPartition(topic, p) for p in partitions]
         consumer.assign(assigned)
         ends = await consumer.end_offsets(assigned)
+        if end is not None:
+            ends = {tp: end[tp.partition] for tp in assigned}
         for tp in assigned:
             if start is not None and tp.partition in start:
                 consumer.seek(tp, start[tp.partition])
@@ -67,6 +71,20 @@ async def read_to_end(
                     f"no record of {tp.topic} partition {tp.partition} arrived for "
                     f"{timeout_s:.0f} s (at offset {await consumer.position(tp)} of {ends[tp]})"
                 )
+    finally:
+        await consumer.stop()
+
+
+async def end_offsets(
+    client: Mapping[str, Any], topic: str, partitions: Iterable[int], *, committed: bool = True
+) -> dict[int, int]:
+    """Where each partition ends now: its committed records, or everything that was appended."""
+    level = "read_committed" if committed else "read_uncommitted"
+    consumer = AIOKafkaConsumer(**client, isolation_level=level)
+    await consumer.start()
+    try:
+        ends = await consumer.end_offsets([TopicPartition(topic, p) for p in partitions])
+        return {tp.partition: offset for tp, offset in ends.items()}
     finally:
         await consumer.stop()
 

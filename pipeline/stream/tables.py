@@ -13,7 +13,7 @@ from pipeline.core.dedupe import DedupeWindow
 from pipeline.core.totals import SourceTotals, Totals
 from pipeline.stream.id_journal import IdJournal, IdJournalReader
 from pipeline.stream.journal import Journal, JournalReader, Position
-from pipeline.stream.reader import read_to_end
+from pipeline.stream.reader import end_offsets, read_to_end
 from pipeline.stream.topics import Topics
 
 
@@ -46,9 +46,14 @@ class TableView:
 async def read_totals(
     client: Mapping[str, Any], topics: Topics, partitions: list[int]
 ) -> dict[int, JournalReader]:
-    """Reads the totals journals of ``partitions`` to their end."""
+    """Reads the totals journals of ``partitions`` to their end.
+
+    The end is everything appended before the call, open transactions decided: what a reader of
+    another topic saw of a transaction before the call is then seen here, too.
+    """
+    end = await end_offsets(client, topics.totals, partitions, committed=False)
     readers = {p: JournalReader(f"{topics.totals} partition {p}") for p in partitions}
-    async for records in read_to_end(client, topics.totals, partitions):
+    async for records in read_to_end(client, topics.totals, partitions, end=end):
         reader = readers[records[0].partition]
         for record in records:
             reader.feed(record.key, record.value, record.offset)

@@ -3,8 +3,9 @@
     1 fence     a transactional producer per source partition: former owners are shut out and
                 what they left open is decided
     2 note      where the partials of each merge partition end now
-    3 read      the totals journals of *all* source partitions to their end, the ids of ours,
-                the published states of ours; open transactions are waited for
+    3 read      the totals journals of *all* source partitions to what is appended by now, open
+                transactions waited for (one whose marker has reached the partials before 2 may
+                not have reached the journals yet); the ids and the published states of ours
     4 verify    counts and flush numbers; a journal that does not add up stops the worker
     5 seek      inputs to the tables' positions, partials to what was noted in 2
 
@@ -15,7 +16,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 
 from pipeline.core.accounts import Accounts
 from pipeline.core.budgets import is_heartbeat
@@ -27,7 +28,7 @@ from pipeline.stream.flush import scope_home
 from pipeline.stream.journal import JournalReader, Position
 from pipeline.stream.merging import VERSION_BITS, VERSION_STEP, MergeStage, version_of
 from pipeline.stream.policy_board import PolicyBoard
-from pipeline.stream.reader import read_to_end
+from pipeline.stream.reader import end_offsets, read_to_end
 from pipeline.stream.tables import SourceTable, read_ids, read_totals, restore_source
 from pipeline.stream.transaction import FencedProducer
 
@@ -83,25 +84,14 @@ async def _fence(context: StreamContext, sources: list[int]) -> dict[int, Fenced
 async def _partial_ends(context: StreamContext, homes: list[int]) -> dict[int, int]:
     if not homes:
         return {}
-    return await end_offsets(context, context.topics.partials, homes)
-
-
-async def end_offsets(context: StreamContext, topic: str, partitions: list[int]) -> dict[int, int]:
-    """Where the committed records of each partition end now."""
-    consumer = AIOKafkaConsumer(**context.client, isolation_level="read_committed")
-    await consumer.start()
-    try:
-        ends = await consumer.end_offsets([TopicPartition(topic, p) for p in partitions])
-        return {tp.partition: offset for tp, offset in ends.items()}
-    finally:
-        await consumer.stop()
+    return await end_offsets(context.client, context.topics.partials, homes)
 
 
 async def _verify_positions(context: StreamContext, tables: dict[int, SourceTable]) -> None:
     """An input log that ends before its table's position is not the one the table counted."""
     if not tables:
         return
-    ends = await end_offsets(context, context.topics.events, list(tables))
+    ends = await end_offsets(context.client, context.topics.events, list(tables))
     for partition, table in tables.items():
         if table.position.epoch not in (0, context.epoch):
             raise Refused(
@@ -142,7 +132,7 @@ async def _merges(
         for policy in board.policies():
             accounts[home].put_policy(policy)
     versions = await _restore_published(context, accounts)
-    state_ends = await end_offsets(context, context.topics.state, homes)
+    state_ends = await end_offsets(context.client, context.topics.state, homes)
     return {
         home: MergeStage(
             context,
