@@ -9,6 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import uvloop
+
 from pipeline import metrics
 from pipeline.core.book import builtin_book
 from pipeline.core.errors import Refused, TallyportError
@@ -41,13 +43,9 @@ def run_worker(settings: Settings) -> int:
     Prints ``ready worker`` once its first assignment is served. Raises ``TallyportError`` when it
     refuses to start or had to stop.
     """
-    try:
-        import uvloop
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_run(settings))
-    except ImportError:
-        return asyncio.run(_run(settings))
+    # As policy, so that the consumer's thread gets such a loop, too.
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    return asyncio.run(_run(settings))
 
 
 async def _run(settings: Settings) -> int:

@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 
 MAX_FLUSH_RECORDS = 20_000
 CHUNK_RECORDS = 1_000
-FLUSH_INTERVAL_S = 0.010
-OFFSETS_INTERVAL_S = 1.0
+FLUSH_INTERVAL_S = 0.020
+OFFSETS_INTERVAL_S = 5.0
 
 
 @dataclass(slots=True)
@@ -111,7 +111,6 @@ class PriceStage:
         """Flushes what arrives until cancelled; a flush that has begun is finished first."""
         while True:
             await self.inbox.arrived.wait()
-            started_s = time.monotonic()
             records = self.inbox.take(MAX_FLUSH_RECORDS)
             if records:
                 flush = asyncio.ensure_future(self._flush(records))
@@ -120,9 +119,9 @@ class PriceStage:
                 except asyncio.CancelledError:
                     await flush
                     raise
-                pause_s = FLUSH_INTERVAL_S - (time.monotonic() - started_s)
-                if pause_s > 0:
-                    await asyncio.sleep(pause_s)
+                # All partitions go on at the same ticks, so that their requests, and what the
+                # merges make of them, travel together.
+                await asyncio.sleep(FLUSH_INTERVAL_S - time.monotonic() % FLUSH_INTERVAL_S)
 
     async def _flush(self, records: list[ConsumerRecord]) -> None:
         self._flushing = True

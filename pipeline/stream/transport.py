@@ -214,13 +214,17 @@ class SliceConsumer(Consumer):
                 raise
 
     async def _deliver(self, fetched: Any) -> None:
+        # One wait for all slices of a fetch: a wait each would be two tasks and a turn of a busy
+        # loop each, and until they are delivered nothing more is fetched.
+        await self.wait_first(self._hand_over(fetched), self.suspend_flow.wait())
+
+    async def _hand_over(self, fetched: list[Slice]) -> None:
         # A slice that is dropped here is noticed by its table, which then seeks back.
         generation = self.app.consumer_generation_id
-        for piece in cast(list[Slice], fetched):
+        for piece in fetched:
             if not self.flow_active or generation != self.app.consumer_generation_id:
                 return
-            message = _message(piece, generation)
-            await self.wait_first(self.callback(message), self.suspend_flow.wait())
+            await self.callback(_message(piece, generation))
 
 
 def _message(piece: Slice, generation: int) -> ConsumerMessage:

@@ -155,6 +155,8 @@ def test_nothing_outlives_a_killed_parent(tmp_path: Path) -> None:
     while _runs(kafka_pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _runs(kafka_pid)
+    while not port_is_free("127.0.0.1", port) and time.monotonic() < deadline:
+        time.sleep(0.05)  # the kernel closes its sockets after the process is gone
     assert port_is_free("127.0.0.1", port)
     heir = KafkaServer(folder, port)
     try:
