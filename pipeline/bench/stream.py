@@ -30,7 +30,7 @@ from producers.kafka import Publisher
 from producers.steady import steady
 
 FAUST_SECONDS = 15.0
-ROUND_TIMEOUT_S = 120.0
+ROUND_TIMEOUT_S = 240.0
 POLICIES = (
     {"scope": "all", "unit": "cost", "period": "month", "hard_cap": "1000000"},
     {"scope": "port:*", "unit": "tokens", "period": "month", "hard_cap": 10**12},
