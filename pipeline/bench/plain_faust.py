@@ -96,8 +96,11 @@ async def _create_changelogs(settings: Settings, name: str) -> None:
         await admin.close()
 
 
+async def _main(seconds: float, scratch: Path) -> None:
+    print(json.dumps(await run(seconds, scratch)), flush=True)
+    os._exit(0)  # Faust would flush for many seconds; the figure is taken
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        result = asyncio.run(run(float(sys.argv[1]), Path(folder)))
-        print(json.dumps(result), flush=True)
-        os._exit(0)  # Faust would flush for many seconds; the figure is taken
+        asyncio.run(_main(float(sys.argv[1]), Path(folder)))
