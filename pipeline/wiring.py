@@ -43,9 +43,8 @@ def run_worker(settings: Settings) -> int:
     Prints ``ready worker`` once its first assignment is served. Raises ``TallyportError`` when it
     refuses to start or had to stop.
     """
-    # As policy, so that the consumer's thread gets such a loop, too.
-    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
-    return asyncio.run(_run(settings))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(settings))
 
 
 async def _run(settings: Settings) -> int:

@@ -38,7 +38,7 @@ from pipeline.settings import Settings
 from pipeline.stream.reader import read_to_end
 from pipeline.stream.topics import Topics
 
-INSERT_INTERVAL_S = 0.2
+INSERT_INTERVAL_S = 0.5
 """At most this many seconds of rows wait; a lone row goes out at once."""
 INSERT_MAX_ROWS = 50_000
 INSERT_MAX_BYTES = 32 * 1024 * 1024
