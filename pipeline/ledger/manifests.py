@@ -177,7 +177,7 @@ def join_epoch(client: Client, log: LogEpoch) -> None:
         raise Refused(
             f"this Kafka's log (epoch {log.epoch}, id {log.id}) is not the one the ledger was "
             f"written from (epoch {known[-1].epoch}, id {known[-1].id}); connect that Kafka, or "
-            "run `tallyport rebuild` to go on with this one"
+            "start with an empty ledger"
         )
     row = [log.epoch, log.id, log.created_at, log.cluster_id, dict(log.topic_ids)]
     client.insert(

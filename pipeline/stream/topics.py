@@ -260,7 +260,7 @@ def _wrong_partitions(topics: Topics, found: Mapping[str, int], partitions: int)
             "recreate it with one partition"
             if spec.single
             else f"set TALLYPORT_PARTITIONS={found[name]} to go on with it, or to grow take a new "
-            "TALLYPORT_TOPIC_PREFIX and run `tallyport rebuild`"
+            "TALLYPORT_TOPIC_PREFIX with an empty ledger"
         )
         wrong.append(f"topic {name} has {found[name]} partitions instead of {expected}: {advice}")
     return wrong
