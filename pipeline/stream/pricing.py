@@ -91,11 +91,6 @@ class PriceStage:
         """Live cells of this partition."""
         return len(self._table.totals)
 
-    @property
-    def id_count(self) -> int:
-        """Remembered event ids of this partition."""
-        return len(self._table.dedupe)
-
     def mark(self, fetched: FetchState | None) -> Mark:
         """What this partition contains now; ``fetched`` is the last fetch of its input."""
         idle = not self._flushing and not len(self.inbox)
