@@ -2,16 +2,11 @@
 
 import asyncio
 import json
-import os
-import signal
-import subprocess
-import sys
 import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from clickhouse_connect.driver.client import Client
@@ -20,40 +15,9 @@ from pipeline.core.blocks import PricedBlock, encode_block
 from pipeline.ledger.client import LedgerAddress
 from pipeline.stream.topics import Topics, create_or_check_topics
 from tests.ledger.priced_blocks import dicts
+from tests.processes import WAIT_S, PartProcess
 
 PARTITIONS = 2
-WAIT_S = 60.0
-
-
-@dataclass
-class SinkProcess:
-    process: subprocess.Popen[bytes]
-    out: Path
-    err: Path
-
-    async def wait_ready(self) -> None:
-        await self.wait_for(lambda: "ready sink" in self.out.read_text())
-
-    async def wait_for(self, condition: Any) -> None:
-        async with asyncio.timeout(WAIT_S):
-            while not condition():
-                assert self.process.poll() is None, f"the sink has ended: {self.errors}"
-                await asyncio.sleep(0.05)
-
-    async def ended(self) -> int:
-        return await asyncio.to_thread(self.process.wait, WAIT_S)
-
-    async def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return await self.ended()
-
-    async def kill(self) -> None:
-        self.process.kill()
-        await self.ended()
-
-    @property
-    def errors(self) -> str:
-        return self.err.read_text()
 
 
 @dataclass
@@ -63,7 +27,7 @@ class Deployment:
     address: LedgerAddress
     client: Client
     folder: Path
-    sinks: list[SinkProcess] = field(default_factory=list)
+    sinks: list[PartProcess] = field(default_factory=list)
 
     @property
     def topics(self) -> Topics:
@@ -82,35 +46,24 @@ class Deployment:
         async with AIOKafkaProducer(**client) as producer:
             await producer.send_and_wait(self.topics.epoch, json.dumps(record).encode())
 
-    def start_sink(self, fault: str = "") -> SinkProcess:
-        name = f"sink-{len(self.sinks)}"
+    def start_sink(self, fault: str = "") -> PartProcess:
         a = self.address
-        settings = {
+        environ = {
             "TALLYPORT_KAFKA_BOOTSTRAP": self.kafka,
             "TALLYPORT_CLICKHOUSE_URL": f"http://{a.user}:{a.password}@{a.host}:{a.port}/{a.database}",
             "TALLYPORT_TOPIC_PREFIX": self.prefix,
             "TALLYPORT_PARTITIONS": str(PARTITIONS),
             "TALLYPORT_REPLICATION": "1",
             "TALLYPORT_DATA_DIR": str(self.folder),
-            "FAULT_POINT": fault,
         }
-        out, err = self.folder / f"{name}.out", self.folder / f"{name}.err"
-        with out.open("wb") as stdout, err.open("wb") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline", "sink"],
-                env={**os.environ, **settings},
-                stdout=stdout,
-                stderr=stderr,
-            )
-        sink = SinkProcess(process, out, err)
+        log_file = self.folder / f"sink-{len(self.sinks)}.log"
+        sink = PartProcess("sink", log_file, environ, fault)
         self.sinks.append(sink)
         return sink
 
     def end_all(self) -> None:
         for sink in self.sinks:
-            if sink.process.poll() is None:
-                sink.process.kill()
-                sink.process.wait()
+            sink.kill()
 
     async def publish(self, blocks: Sequence[PricedBlock], commit: bool = True) -> None:
         """Each block in a transaction of its own, as the worker sends them."""
@@ -135,7 +88,7 @@ class Deployment:
         async with asyncio.timeout(WAIT_S):
             while self.held() != wanted:
                 for sink in self.sinks[-1:]:
-                    assert sink.process.poll() is None, f"the sink has ended: {sink.errors}"
+                    assert sink.exit_status() is None, f"the sink has ended: {sink.printed}"
                 await asyncio.sleep(0.1)
 
     def held(self) -> dict[int, int]:

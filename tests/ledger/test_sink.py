@@ -55,12 +55,12 @@ async def test_rows_arrive_and_a_restart_goes_on(deployment: Deployment) -> None
     await deployment.publish(blocks[:10])
     await deployment.publish(blocks[20:30])
     await deployment.wait_until_held(blocks[:10] + blocks[20:30])
-    assert await sink.stop() == 0
+    assert await sink.stopped() == 0
     await deployment.publish(blocks[10:20])
     await deployment.publish(blocks[30:])
     sink = deployment.start_sink()
     await deployment.wait_until_held(blocks)
-    assert await sink.stop() == 0
+    assert await sink.stopped() == 0
     deployment.assert_exact(blocks)
     deployment.assert_manifests_join(blocks)
     rows = deployment.client.query("SELECT count() FROM ledger_entries").first_row[0]
@@ -82,7 +82,7 @@ async def test_a_kill_between_any_two_steps_loses_and_doubles_nothing(
     assert await ending == SIGKILLED
     sink = deployment.start_sink()
     await deployment.wait_until_held(blocks)
-    assert await sink.stop() == 0
+    assert await sink.stopped() == 0
     deployment.assert_exact(blocks)
     deployment.assert_manifests_join(blocks)
 
@@ -92,7 +92,7 @@ async def test_rows_above_the_last_manifest_are_not_inserted_again(deployment: D
     first = deployment.start_sink()
     await deployment.publish(blocks[:2])
     await deployment.wait_until_held(blocks[:2])
-    assert await first.stop() == 0
+    assert await first.stopped() == 0
     await deployment.publish(blocks[2:])
     assert await deployment.start_sink("sink-before-manifest:1").ended() == SIGKILLED
     deployment.start_sink()
@@ -110,7 +110,7 @@ async def test_two_sinks_killed_at_random(deployment: Deployment) -> None:
     publishing = asyncio.create_task(deployment.publish(order))
     for _ in range(3):
         await asyncio.sleep(rng.uniform(1, 3))
-        await sinks.pop(rng.randrange(2)).kill()
+        await sinks.pop(rng.randrange(2)).killed()
         sinks.append(deployment.start_sink())
     await publishing
     await deployment.wait_until_held(blocks)
@@ -125,7 +125,7 @@ async def test_an_aborted_transaction_is_not_seen(deployment: Deployment) -> Non
     await deployment.publish(wrong, commit=False)
     await deployment.publish(blocks[3:])
     await deployment.wait_until_held(blocks)
-    assert await sink.stop() == 0
+    assert await sink.stopped() == 0
     deployment.assert_exact(blocks)
 
 
@@ -136,11 +136,11 @@ async def test_a_failed_insert_is_not_resent_but_read_again(deployment: Deployme
     await deployment.wait_until_held(blocks[:4])
     deployment.client.command("RENAME TABLE sink_manifests TO away")
     await deployment.publish(blocks[4:6])
-    await sink.wait_for(lambda: "reading the positions again" in sink.errors)
+    await sink.wait_for(lambda: "reading the positions again" in sink.printed)
     deployment.client.command("RENAME TABLE away TO sink_manifests")
     await deployment.publish(blocks[6:])
     await deployment.wait_until_held(blocks)
-    assert await sink.stop() == 0
+    assert await sink.stopped() == 0
     deployment.assert_exact(blocks)
     deployment.assert_manifests_join(blocks)
 
@@ -166,10 +166,10 @@ async def test_a_ledger_that_dies_and_comes_back_is_gone_on_with(
         await sink.wait_for(lambda: sum(deployment.held().values()) > 0)
         ledger.kill()
         await publishing
-        await sink.wait_for(lambda: "reading the positions again" in sink.errors)
+        await sink.wait_for(lambda: "reading the positions again" in sink.printed)
         ledger.start()
         await deployment.wait_until_held(blocks)
-        assert await sink.stop() == 0
+        assert await sink.stopped() == 0
         deployment.assert_exact(blocks)
         deployment.assert_manifests_join(blocks)
 
@@ -179,7 +179,7 @@ async def test_a_missing_block_stops_the_sink(deployment: Deployment) -> None:
     await deployment.publish([*blocks[:3], *blocks[4:]])
     sink = deployment.start_sink()
     assert await sink.ended() == 1
-    error = sink.errors.strip().splitlines()[-1]
+    error = sink.printed.strip().splitlines()[-1]
     for named in (
         f"{deployment.topics.priced} partition 0",
         f"offset {blocks[4].first_offset}",
@@ -195,7 +195,7 @@ async def test_deleted_blocks_stop_the_sink(deployment: Deployment) -> None:
     await deployment.publish(blocks[:2])
     sink = deployment.start_sink()
     await deployment.wait_until_held(blocks[:2])
-    assert await sink.stop() == 0
+    assert await sink.stopped() == 0
     await deployment.publish(blocks[2:])
     admin = AIOKafkaAdminClient(bootstrap_servers=deployment.kafka)
     await admin.start()
@@ -206,7 +206,7 @@ async def test_deleted_blocks_stop_the_sink(deployment: Deployment) -> None:
         await admin.close()
     sink = deployment.start_sink()
     assert await sink.ended() == 1
-    assert "now starts at offset 10" in sink.errors
+    assert "now starts at offset 10" in sink.printed
     deployment.assert_exact(blocks[:2])
 
 
@@ -214,21 +214,21 @@ async def test_blocks_of_another_log_are_refused(deployment: Deployment) -> None
     await deployment.publish([block([], 0, 5, epoch=2, topic=deployment.topics.events)])
     sink = deployment.start_sink()
     assert await sink.ended() == 1
-    assert "log epoch 2" in sink.errors
+    assert "log epoch 2" in sink.printed
 
 
 async def test_a_ledger_of_another_kafka_is_refused(deployment: Deployment) -> None:
     deployment.client.command("INSERT INTO log_epochs VALUES (1, 'another', now64(3), '', map())")
     sink = deployment.start_sink()
     assert await sink.ended() == 1
-    assert "is not the one the ledger was written from" in sink.errors
+    assert "is not the one the ledger was written from" in sink.printed
 
 
 async def test_a_ledger_without_its_tables_is_refused(deployment: Deployment) -> None:
     deployment.client.command("TRUNCATE TABLE schema_migrations")
     sink = deployment.start_sink()
     assert await sink.ended() == 1
-    assert "tallyport migrate" in sink.errors
+    assert "tallyport migrate" in sink.printed
 
 
 async def test_something_that_is_no_block_stops_the_sink(deployment: Deployment) -> None:
@@ -238,4 +238,4 @@ async def test_something_that_is_no_block_stops_the_sink(deployment: Deployment)
     await deployment.publish([good, bad])
     sink = deployment.start_sink()
     assert await sink.ended() == 1
-    assert "version 99" in sink.errors
+    assert "version 99" in sink.printed

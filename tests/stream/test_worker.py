@@ -375,7 +375,7 @@ async def test_versions_and_counts_go_on_after_a_restart(fresh: WorkerDeployment
         await fresh.settled()
         await fresh.assert_states(["all|tokens|month"])
         await fresh.assert_exact()
-        assert await worker.stop() == 0, worker.errors
+        assert await worker.stopped() == 0, worker.printed
     await fresh.assert_versions_grow()
 
 
@@ -383,7 +383,7 @@ async def test_a_policy_set_while_the_worker_starts_is_not_missed(fresh: WorkerD
     await fresh.publish([event(n) for n in range(50)])
     worker = fresh.start_worker()
     number = 0
-    while "ready worker" not in worker.out.read_text():
+    while not worker.is_ready:
         await fresh.set_policy(scope=f"port:p{number}", unit="tokens", period="day", hard_cap=1)
         number += 1
     await worker.wait_ready()
@@ -409,7 +409,7 @@ async def test_a_forged_forwarding_header_cannot_spoil_the_table(fresh: WorkerDe
         [("forwarded-from", b"0/0/86400000")],
     )
     await fresh.settled()
-    assert await worker.stop() == 0, worker.errors
+    assert await worker.stopped() == 0, worker.printed
     again = fresh.start_worker()
     await again.wait_ready()
     await fresh.publish([event(12)])

@@ -15,11 +15,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from pipeline.ledger.client import LedgerAddress, connect
 from pipeline.ledger.manifests import LogEpoch, join_epoch
 from pipeline.stream.topics import create_or_check_topics
+from tests.processes import PartProcess
 from tests.stream.conftest import url_of
 from tests.stream.worker_deployment import (
     PARTITIONS,
     WorkerDeployment,
-    WorkerProcess,
     event,
     home_of,
 )
@@ -119,7 +119,7 @@ async def test_a_worker_killed_at(point: str, killed: WorkerDeployment) -> None:
     stop = asyncio.Event()
     feeding = asyncio.create_task(feed(killed, first, stop))
     try:
-        assert await victim.ended() == -signal.SIGKILL, victim.errors
+        assert await victim.ended() == -signal.SIGKILL, victim.printed
     finally:
         stop.set()
         await feeding
@@ -128,7 +128,7 @@ async def test_a_worker_killed_at(point: str, killed: WorkerDeployment) -> None:
     await survivor.wait_ready()
     await all_exact(killed)
     await killed.assert_versions_grow()
-    assert await survivor.stop() == 0, survivor.errors
+    assert await survivor.stopped() == 0, survivor.printed
 
 
 async def test_a_frozen_worker_that_wakes_up_changes_nothing(deployment: WorkerDeployment) -> None:
@@ -164,7 +164,7 @@ async def test_one_worker_more_and_then_one_less(deployment: WorkerDeployment) -
         await second.wait_ready()
         sent = len(deployment.sent)
         await second.wait_for(lambda: len(deployment.sent) > sent + 200)
-        assert await first.stop() == 0, first.errors
+        assert await first.stopped() == 0, first.printed
         sent = len(deployment.sent)
         await second.wait_for(lambda: len(deployment.sent) > sent + 200)
     finally:
@@ -174,12 +174,12 @@ async def test_one_worker_more_and_then_one_less(deployment: WorkerDeployment) -
     await deployment.assert_versions_grow()
 
 
-async def refusal(worker: WorkerProcess) -> str:
+async def refusal(worker: PartProcess) -> str:
     """The one line of a worker that must refuse to start."""
-    assert await worker.ended() == 1, worker.errors
-    assert "ready worker" not in worker.out.read_text()
-    assert "Traceback" not in worker.errors
-    return worker.errors.strip().splitlines()[-1]
+    assert await worker.ended() == 1, worker.printed
+    assert not worker.is_ready
+    assert "Traceback" not in worker.printed
+    return worker.printed.strip().splitlines()[-1]
 
 
 async def test_an_empty_kafka_beside_a_ledger_with_data_is_refused(
@@ -207,7 +207,7 @@ async def test_a_recreated_events_topic_is_refused(deployment: WorkerDeployment)
     await worker.wait_ready()
     await deployment.publish([event(n) for n in range(20)])
     await deployment.settled()
-    assert await worker.stop() == 0, worker.errors
+    assert await worker.stopped() == 0, worker.printed
     admin = AIOKafkaAdminClient(**deployment.client)
     await admin.start()
     try:

@@ -2,12 +2,8 @@
 
 import asyncio
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,13 +16,12 @@ from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.structs import ConsumerRecord
 
 from pipeline.core.blocks import PricedBlock, decode_block
-from pipeline.ops.tether import tethered
 from pipeline.stream.reader import read_to_end
 from pipeline.stream.tables import read_tables
 from pipeline.stream.topics import Topics, create_or_check_topics
+from tests.processes import WAIT_S, PartProcess
 
 PARTITIONS = 2
-WAIT_S = 60.0
 INPUT_NANO, OUTPUT_NANO = 1_000, 2_000
 RATE = {
     "rate_id": "test-rate",
@@ -93,47 +88,6 @@ def count(events: Iterable[dict[str, Any]]) -> dict[int, Cells]:
 
 
 @dataclass
-class WorkerProcess:
-    process: subprocess.Popen[bytes]
-    out: Path
-    err: Path
-
-    async def wait_ready(self) -> None:
-        await self.wait_for(lambda: "ready worker" in self.out.read_text())
-
-    async def ready_or_ended(self) -> None:
-        """Waits for either: an armed fault point may lie on the way to readiness."""
-        async with asyncio.timeout(WAIT_S):
-            while True:
-                if "ready worker" in self.out.read_text() or self.process.poll() is not None:
-                    return
-                await asyncio.sleep(0.05)
-
-    async def wait_for(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(WAIT_S):
-            while not condition():
-                assert self.process.poll() is None, f"the worker has ended: {self.errors}"
-                await asyncio.sleep(0.05)
-
-    async def ended(self) -> int:
-        return await asyncio.to_thread(self.process.wait, WAIT_S)
-
-    async def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return await self.ended()
-
-    def pause(self) -> None:
-        self.process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-
-    @property
-    def errors(self) -> str:
-        return self.err.read_text()
-
-
-@dataclass
 class WorkerDeployment:
     """``sent`` are the valid events, each once, that the tables must come to hold."""
 
@@ -142,7 +96,7 @@ class WorkerDeployment:
     ledger_url: str
     folder: Path
     sent: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    workers: list[WorkerProcess] = field(default_factory=list[WorkerProcess])
+    workers: list[PartProcess] = field(default_factory=list[PartProcess])
 
     @property
     def topics(self) -> Topics:
@@ -157,8 +111,7 @@ class WorkerDeployment:
         for rate in rates:
             await self.put(self.topics.rates, rate["rate_id"], rate)
 
-    def start_worker(self, fault: str = "", **settings: str) -> WorkerProcess:
-        name = f"worker-{len(self.workers)}"
+    def start_worker(self, fault: str = "", **settings: str) -> PartProcess:
         environ = {
             "TALLYPORT_KAFKA_BOOTSTRAP": self.kafka,
             "TALLYPORT_CLICKHOUSE_URL": self.ledger_url,
@@ -166,27 +119,17 @@ class WorkerDeployment:
             "TALLYPORT_PARTITIONS": str(PARTITIONS),
             "TALLYPORT_REPLICATION": "1",
             "TALLYPORT_DATA_DIR": str(self.folder),
-            "FAULT_POINT": fault,
             **settings,
         }
-        out, err = self.folder / f"{name}.out", self.folder / f"{name}.err"
-        with out.open("wb") as stdout, err.open("wb") as stderr:
-            process = subprocess.Popen(
-                tethered([sys.executable, "-m", "pipeline", "worker"]),
-                env={**os.environ, **environ},
-                stdout=stdout,
-                stderr=stderr,
-            )
-        worker = WorkerProcess(process, out, err)
+        log_file = self.folder / f"worker-{len(self.workers)}.log"
+        worker = PartProcess("worker", log_file, environ, fault)
         self.workers.append(worker)
         return worker
 
     def end_all(self) -> None:
         """SIGKILL to every worker that still lives, also to a stopped one."""
         for worker in self.workers:
-            if worker.process.poll() is None:
-                worker.process.kill()
-                worker.process.wait(WAIT_S)
+            worker.kill()
 
     async def put(self, topic: str, key: str, body: object, partition: int = 0) -> int:
         """Sends one JSON record, None as a tombstone; returns its offset."""
@@ -280,7 +223,7 @@ class WorkerDeployment:
 
     def _check_alive(self) -> None:
         last = self.workers[-1]
-        assert last.process.poll() is None, f"the worker has ended: {last.errors}"
+        assert last.exit_status() is None, f"the worker has ended: {last.printed}"
 
     async def states(self) -> dict[str, dict[str, Any] | None]:
         """The newest record of each key of ``budget.state``, None for a tombstone."""
