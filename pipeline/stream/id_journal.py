@@ -19,6 +19,11 @@ _VERSION = 1
 JournalRecords = list[tuple[bytes, bytes | None]]
 
 
+def segment_record(number: int, newest_ms: int, ids: bytes) -> tuple[bytes, bytes]:
+    """The (key, value) of a segment; ``ids`` as ``encode_ids`` packs them."""
+    return b"g|%d" % number, _HEADER.pack(_VERSION, newest_ms) + ids
+
+
 class IdJournal:
     """Which records a flush must send so that its ids survive, and what to read back."""
 
@@ -63,11 +68,11 @@ class IdJournal:
     def _seal(self) -> tuple[bytes, bytes]:
         number = self._next_segment
         self._next_segment += 1
-        body = _HEADER.pack(_VERSION, self._newest_ms) + b"".join(self._deltas.values())
+        record = segment_record(number, self._newest_ms, b"".join(self._deltas.values()))
         self._segments.append((number, self._newest_ms))
         self._deltas.clear()
         self._delta_bytes = 0
-        return b"g|%d" % number, body
+        return record
 
 
 class IdJournalReader:

@@ -85,6 +85,20 @@ def _unpack(numbers: Sequence[int | str]) -> Totals:
     return tuple(int(n) for n in numbers)  # type: ignore[return-value]
 
 
+def delta_record(
+    slot: int, position: Position, changed: Iterable[CellValue]
+) -> tuple[bytes, bytes]:
+    """The (key, value) of the delta of one flush."""
+    return b"d|%d" % slot, _encoder.encode(_Delta(JOURNAL_VERSION, position, _pack(changed)))
+
+
+def shard_record(
+    shard: int, epoch: int, flush: int, cells: Iterable[CellValue]
+) -> tuple[bytes, bytes]:
+    """The (key, value) of a shard as of ``flush``; ``cells`` are all live ones of that class."""
+    return b"s|%d" % shard, _encoder.encode(_Shard(JOURNAL_VERSION, epoch, flush, _pack(cells)))
+
+
 class Journal:
     """Writes one table's journal: which records a flush must send. Holds no cells itself."""
 
@@ -101,11 +115,10 @@ class Journal:
     ) -> list[tuple[bytes, bytes]]:
         """The (key, value) records of one flush: its delta and the shards it pays for."""
         slot = heapq.heappop(self._free) if self._free else self._new_slot()
-        delta = _Delta(JOURNAL_VERSION, position, _pack(changed))
-        value = _encoder.encode(delta)
+        key, value = delta_record(slot, position, changed)
         self._live.append((position.flush, slot))
         self._credit_bytes += len(value)
-        return [(b"d|%d" % slot, value), *self._shards(position, totals)]
+        return [(key, value), *self._shards(position, totals)]
 
     def _new_slot(self) -> int:
         self._slots += 1
@@ -116,15 +129,9 @@ class Journal:
         expected_bytes = max(SHARD_FLOOR_BYTES, 64 * position.cells // SHARDS)
         while self._credit_bytes >= expected_bytes and len(written) < SHARDS:
             shard = self._next_shard
-            cells = totals.shard(shard)
-            body = _Shard(
-                JOURNAL_VERSION,
-                position.epoch,
-                position.flush,
-                _pack((c.scope, c.day, c.totals()) for c in cells),
-            )
-            value = _encoder.encode(body)
-            written.append((b"s|%d" % shard, value))
+            cells = ((c.scope, c.day, c.totals()) for c in totals.shard(shard))
+            key, value = shard_record(shard, position.epoch, position.flush, cells)
+            written.append((key, value))
             self._shard_flush[shard] = position.flush
             self._next_shard = (shard + 1) % SHARDS
             self._credit_bytes -= max(expected_bytes, len(value))
