@@ -1,12 +1,10 @@
-"""States of budgets, and the decision whether a call may go ahead (contract, section 6).
+"""States of budgets on the wire, and the table of the newest ones (contract, section 6).
 
 Amounts are tokens, or nanos where ``unit`` is ``cost``; instants are milliseconds UTC.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Iterable
 from fractions import Fraction
-from math import inf
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,15 +13,10 @@ from pipeline.core.errors import CorruptRecord, InvalidField
 from pipeline.core.money import NANO_PER_UNIT, format_nano, parse_decimal
 from pipeline.core.policies import Policy
 from pipeline.core.scopes import (
-    ALL,
-    PERIODS,
-    UNITS,
     RecordKey,
-    event_scopes,
     format_scope,
     parse_key,
     record_key,
-    scope_kind,
     wildcard_of,
 )
 from pipeline.core.windows import (
@@ -40,17 +33,7 @@ SOFT_CAP_EXCEEDED = "soft-cap-exceeded"
 OK = "ok"
 STATUSES = (DISABLED, HARD_CAP_EXCEEDED, SOFT_CAP_EXCEEDED, OK)
 
-NO_POLICY = "no-policy"
-ESTIMATED_EXCEEDS_CAP = "estimated-exceeds-cap"
-STALE_REASON = "stale"
-
-INITIALIZING = "INITIALIZING"
-LIVE = "LIVE"
-STALE = "STALE"
-OFF = "OFF"
-
 _HEARTBEAT = "!heartbeat|"
-_TIE_KINDS = ("user", "group", "port", "org", "all")
 
 
 class State(msgspec.Struct, frozen=True, gc=False):
@@ -219,87 +202,6 @@ def parse_heartbeat(key: str | bytes, value: bytes) -> Heartbeat:
         raise CorruptRecord(f"budget.state record {text!r}: {error}") from error
 
 
-class Request(msgspec.Struct, frozen=True, gc=False):
-    """A call that asks to go ahead; an empty id is not asked about.
-
-    ``estimated_cost_nano`` comes from ``estimate_cost_nano``.
-    """
-
-    port_id: str = ""
-    user_id: str = ""
-    organization_id: str = ""
-    group_id: str = ""
-    estimated_tokens: int = 0
-    estimated_cost_nano: int = 0
-
-    @property
-    def scopes(self) -> tuple[str, ...]:
-        """The internal scopes whose policies are asked."""
-        return event_scopes(self.port_id, self.organization_id, self.group_id, self.user_id)
-
-
-def estimate_cost_nano(
-    estimated_cost_nano: int | None,
-    estimated_tokens: int,
-    dearest_nano_per_token: Fraction | int | None,
-) -> int:
-    """The cost estimate: the given one, else tokens at the model's dearest token price, else 0.
-
-    A fraction of a nano is rounded up, as an estimate should rather be too high.
-    """
-    if estimated_cost_nano is not None:
-        return estimated_cost_nano
-    if dearest_nano_per_token is None:
-        return 0
-    return -(-estimated_tokens * Fraction(dearest_nano_per_token) // 1)
-
-
-class Asked(msgspec.Struct, frozen=True, gc=False):
-    """One policy that is asked: its state for the id, and how far that can be trusted.
-
-    ``reserved`` is what this process let through and the state does not contain yet.
-    """
-
-    state: State
-    as_of_ms: int
-    freshness: str = LIVE
-    reserved: int = 0
-
-
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to a call, from the one policy that decided.
-
-    ``used``, ``hard_cap`` and ``remaining`` are token counts, or ``Decimal`` units of currency
-    for a cost budget. ``remaining`` is ``math.inf`` where nothing limits. ``scope`` is the one
-    asked, as JSON shows it; the fields of a policy are None when none decided.
-    """
-
-    allowed: bool
-    reason: str
-    scope: str | None = None
-    unit: str | None = None
-    period: str | None = None
-    used: int | Decimal | None = None
-    hard_cap: int | Decimal | None = None
-    remaining: int | Decimal | float = inf
-    soft_cap_warning: bool = False
-    resets_at: str | None = None
-    as_of: str | None = None
-    freshness: str = LIVE
-
-
-def verdict_fields(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as on the wire: decimal strings for cost, null for no limit."""
-    fields = msgspec.structs.asdict(verdict)
-    for name in ("used", "hard_cap", "remaining"):
-        value = fields[name]
-        if isinstance(value, Decimal):
-            fields[name] = format_nano(int(Fraction(value) * NANO_PER_UNIT))
-        elif value == inf:
-            fields[name] = None
-    return fields
-
-
 class StateTable:
     """The newest states, as a reader of ``budget.state`` knows them."""
 
@@ -361,121 +263,6 @@ class StateTable:
                 del self._by_scope[key.scope]
 
 
-def decide(
-    asked: Sequence[Asked],
-    request: Request,
-    freshness: str = LIVE,
-    on_stale: str = "allow",
-) -> Verdict:
-    """The verdict on ``request`` from all policies that apply.
-
-    ``asked`` comes from ``StateTable.asked`` (or the same made from elsewhere). ``freshness``
-    is that of the reader as a whole; ``on_stale`` decides while no policy is known.
-    """
-    if freshness == OFF:
-        return Verdict(allowed=True, reason=NO_POLICY, freshness=OFF)
-    answers = [_answer(policy, request, freshness) for policy in asked]
-    refusals = [answer for answer in answers if not answer.allowed]
-    if refusals:
-        return _verdict(min(refusals, key=_refusal_order))
-    if freshness == INITIALIZING or (freshness == STALE and not answers):
-        # Policies that nobody has heard of yet may exist.
-        allowed = on_stale != "deny"
-        if not allowed or not answers:
-            return Verdict(allowed=allowed, reason=STALE_REASON, freshness=freshness)
-    if not answers:
-        return Verdict(allowed=True, reason=NO_POLICY, freshness=freshness)
-    return _verdict(min(answers, key=_permit_order) if len(answers) > 1 else answers[0])
-
-
-def decide_all(asked: Sequence[Asked], request: Request, freshness: str = LIVE) -> list[Verdict]:
-    """What each policy says on its own, in the order in which ``decide`` would prefer them."""
-    answers = [_answer(policy, request, freshness) for policy in asked]
-    refusals = sorted((a for a in answers if not a.allowed), key=_refusal_order)
-    permits = sorted((a for a in answers if a.allowed), key=_permit_order)
-    return [_verdict(answer) for answer in refusals + permits]
-
-
-class _Answer(NamedTuple):
-    """What one policy says; ``remaining`` None means that it sets no limit."""
-
-    allowed: bool
-    reason: str
-    state: State
-    used: int
-    remaining: int | None
-    soft_cap_warning: bool
-    as_of_ms: int
-    freshness: str
-
-
-def _answer(asked: Asked, request: Request, reader: str) -> _Answer:
-    state = asked.state
-    used = state.used + asked.reserved
-    freshness = asked.freshness if reader == LIVE else reader
-    limited = state.status != DISABLED and state.hard_cap is not None
-    remaining = state.hard_cap - used if limited and state.hard_cap is not None else None
-
-    def answer(allowed: bool, reason: str, warning: bool = False) -> _Answer:
-        fields = (state, used, remaining, warning, asked.as_of_ms, freshness)
-        return _Answer(allowed, reason, *fields)
-
-    if state.status == DISABLED:
-        return answer(True, DISABLED)
-    if freshness != LIVE:
-        return answer(state.on_stale != "deny", STALE_REASON, _above_soft_line(state, used))
-    if remaining is not None and remaining <= 0:
-        return answer(False, HARD_CAP_EXCEEDED)
-    is_cost = state.unit == "cost"
-    estimate = request.estimated_cost_nano if is_cost else request.estimated_tokens
-    if remaining is not None and estimate > remaining:
-        return answer(False, ESTIMATED_EXCEEDS_CAP)
-    return answer(True, OK, _above_soft_line(state, used))
-
-
-def _above_soft_line(state: State, used: int) -> bool:
-    if state.soft_cap is not None:
-        return used > state.soft_cap
-    # A state does not carry the percentage; its status does say which side it is on.
-    return state.status == SOFT_CAP_EXCEEDED
-
-
-def _refusal_order(answer: _Answer) -> tuple[int, int, int, int]:
-    return (-answer.state.resets_at_ms, *_tie_order(answer.state))
-
-
-def _permit_order(answer: _Answer) -> tuple[int, Fraction | int, int, int, int]:
-    ties = _tie_order(answer.state)
-    hard_cap = answer.state.hard_cap
-    if answer.remaining is None or not hard_cap:
-        return (2 if answer.reason == DISABLED else 1, 0, *ties)
-    return (0, Fraction(answer.remaining, hard_cap), *ties)
-
-
-def _tie_order(state: State) -> tuple[int, int, int]:
-    kind = scope_kind(state.scope)
-    return _TIE_KINDS.index(kind), UNITS.index(state.unit), PERIODS.index(state.period)
-
-
-def _verdict(answer: _Answer) -> Verdict:
-    state = answer.state
-    amount = _units if state.unit == "cost" else int
-    return Verdict(
-        allowed=answer.allowed,
-        reason=answer.reason,
-        scope=format_scope(state.scope) if state.scope != ALL else ALL,
-        unit=state.unit,
-        period=state.period,
-        used=amount(answer.used),
-        hard_cap=None if state.hard_cap is None else amount(state.hard_cap),
-        remaining=inf if answer.remaining is None else amount(answer.remaining),
-        soft_cap_warning=answer.soft_cap_warning,
-        resets_at=format_boundary(state.resets_at_ms),
-        as_of=format_ms(answer.as_of_ms),
-        freshness=answer.freshness,
-    )
-
-
 def _as_now(record: StateRecord, now_ms: int) -> StateRecord:
     state = record.state
     if now_ms < state.resets_at_ms:
@@ -498,10 +285,6 @@ def _as_now(record: StateRecord, now_ms: int) -> StateRecord:
 
 _encode_json = msgspec.json.Encoder().encode
 _decode_json = msgspec.json.Decoder().decode
-
-
-def _units(nano: int) -> Decimal:
-    return Decimal(format_nano(nano))
 
 
 def _integer(value: object) -> int:

@@ -12,15 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.budgets import (
-    Asked,
     Heartbeat,
-    Request,
     State,
     StateTable,
-    Verdict,
-    decide,
-    decide_all,
-    estimate_cost_nano,
     heartbeat_json,
     heartbeat_key,
     is_heartbeat,
@@ -29,6 +23,14 @@ from pipeline.core.budgets import (
     state_json,
     state_of,
     status_of,
+)
+from pipeline.core.decision import (
+    Asked,
+    Request,
+    Verdict,
+    decide,
+    decide_all,
+    estimate_cost_nano,
     verdict_fields,
 )
 from pipeline.core.errors import CorruptRecord
