@@ -9,11 +9,14 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.helpers import create_ssl_context
 
+from pipeline import record_headers
 from pipeline.core.errors import ConfigurationError, TallyportError
 from pipeline.endpoints import read_endpoints
 from pipeline.settings import Settings
 
 REACH_TIMEOUT_S = 10.0
+
+record_headers.install()
 
 
 class KafkaUnreachable(TallyportError):

@@ -230,7 +230,9 @@ async def read_refusals(client: Mapping[str, Any], topics: Topics) -> list[Refus
     """Every record of ``usage.rejected`` that came from ``usage.events``."""
     refusals: list[Refusal] = []
     async for record in _records(client, topics.rejected):
-        named = {name: content.decode(errors="replace") for name, content in record.headers}
+        named = {
+            name: (content or b"").decode(errors="replace") for name, content in record.headers
+        }
         if named.get("source-topic") != topics.events:
             continue
         try:

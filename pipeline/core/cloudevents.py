@@ -85,7 +85,8 @@ def read_attributes(headers: Headers) -> Attributes | Rejection:
         try:
             attributes[lowered.removeprefix(_HEADER_PREFIX)] = value.decode()
         except UnicodeDecodeError:
-            return _bad(f"{lowered}: must be UTF-8")
+            shown = lowered.encode(errors="backslashreplace").decode()
+            return _bad(f"{shown}: must be UTF-8")
     if attributes.get("specversion", SPEC_VERSION) != SPEC_VERSION:
         return _bad(f'ce_specversion: must be "{SPEC_VERSION}"')
     return Attributes(attributes.get("id"), attributes.get("time"), attributes.get("subject"))

@@ -7,7 +7,10 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import ConsumerRecord
 
+from pipeline import record_headers
 from pipeline.core.errors import TallyportError
+
+record_headers.install()
 
 READ_TIMEOUT_S = 60.0
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import aiokafka
-from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
+from aiokafka.consumer.fetcher import FetchResult
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import NoOffsetForPartitionError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord, TopicPartition
@@ -25,7 +25,10 @@ from faust.transport.drivers.aiokafka import (
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
+from pipeline import record_headers
 from pipeline.core.errors import Refused
+
+record_headers.install()
 
 FETCH_MAX_WAIT_MS = 100
 POLL_S = 0.2
@@ -148,7 +151,7 @@ def _out_of_range(error: OffsetOutOfRangeError) -> str:
     )
 
 
-class _PlainRecords(PartitionRecords):
+class _PlainRecords(record_headers.TolerantRecords):
     """Hands over the records as the decoder made them.
 
     They have offset, timestamp, key, value and headers; wrapping each in a ``ConsumerRecord``
