@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord
 
 from pipeline import record_headers
-from pipeline.core.errors import TallyportError
+from pipeline.core.errors import Refused, TallyportError
 
 record_headers.install()
 
@@ -90,6 +91,50 @@ async def end_offsets(
         return {tp.partition: offset for tp, offset in ends.items()}
     finally:
         await consumer.stop()
+
+
+async def open_follower(
+    client: Mapping[str, Any], topic: str, fetch_max_wait_ms: int, *, whole: bool = False
+) -> AIOKafkaConsumer:
+    """A consumer of committed records at the start of a topic's only partition.
+
+    A position that Kafka no longer has is an error there (see ``out_of_range``), never a reason to
+    start over. Raises ``TallyportError`` when there is no such topic, and ``Refused`` where the
+    log must be ``whole`` and is not. The caller stops it.
+    """
+    consumer = AIOKafkaConsumer(
+        **client,
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        fetch_max_wait_ms=fetch_max_wait_ms,
+    )
+    try:
+        await consumer.start()
+        await topic_partitions(consumer, topic)
+        tp = TopicPartition(topic, 0)
+        first = (await consumer.beginning_offsets([tp]))[tp]
+        if whole and first > 0:
+            raise Refused(
+                f"topic {topic} partition 0 starts at offset {first}: records that must be kept "
+                "for ever were deleted. Use a new topic prefix and `tallyport rebuild`"
+            )
+        consumer.assign([tp])
+        consumer.seek(tp, first)  # no await in between: the fetcher would miss a position
+    except BaseException:
+        await consumer.stop()
+        raise
+    return consumer
+
+
+def out_of_range(error: OffsetOutOfRangeError, reader: str) -> Refused:
+    """Why ``reader`` cannot go on where it stands."""
+    (partitions,) = error.args
+    tp, offset = next(iter(partitions.items()))
+    return Refused(
+        f"topic {tp.topic} partition {tp.partition} no longer has offset {offset}, where "
+        f"{reader} stands: the topic was recreated or lost records"
+    )
 
 
 async def topic_partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:

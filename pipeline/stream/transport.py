@@ -26,7 +26,7 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
 from pipeline import record_headers
-from pipeline.core.errors import Refused
+from pipeline.stream.reader import out_of_range
 
 record_headers.install()
 
@@ -106,7 +106,7 @@ class SliceConsumerThread(AIOKafkaConsumerThread):
         except NoOffsetForPartitionError:
             return []  # assigned, but its table has not said yet where to start
         except OffsetOutOfRangeError as error:
-            raise Refused(_out_of_range(error)) from error
+            raise out_of_range(error, "this worker's table") from error
         # No await between the drain and here: positions belong to exactly these records.
         assignment = _assignment(consumer)
         if assignment is None:
@@ -140,15 +140,6 @@ class SliceConsumerThread(AIOKafkaConsumerThread):
         if state is None or state.highwater is None or state.timestamp is None:
             return None
         return FetchState(state.highwater, state.timestamp)
-
-
-def _out_of_range(error: OffsetOutOfRangeError) -> str:
-    (partitions,) = error.args
-    tp, offset = next(iter(partitions.items()))
-    return (
-        f"topic {tp.topic} partition {tp.partition} no longer has offset {offset}, where this "
-        "worker's table stands: the topic was recreated or lost records; totals would be wrong"
-    )
 
 
 class _PlainRecords(record_headers.TolerantRecords):
