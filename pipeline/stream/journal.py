@@ -14,7 +14,7 @@ flush number, the deltas that are younger than the shard of the cell.
 import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -35,7 +35,8 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
     ``next_offset`` is the next input offset. The counts are since the epoch began. ``watermark_ms``
     is the highest Kafka timestamp taken. ``rules_digest`` stands for the last
     record written to the rules topic.
-    ``oldest_day`` is the first day that still has cells; ``cells`` how many there are.
+    ``oldest_day`` is the first day that still has cells; ``cells`` how many there are. ``ids`` is
+    how many ids have been written to the journal of ids.
     """
 
     epoch: int = 0
@@ -50,24 +51,33 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
     oldest_day: int = 0
     cells: int = 0
     rules_digest: bytes = b""
+    ids: int = 0
 
 
 class _Delta(msgspec.Struct, array_like=True):
     version: int
     position: Position
-    cells: list[_PackedCell]
+    cells: msgspec.Raw
 
 
 class _Shard(msgspec.Struct, array_like=True):
     version: int
     epoch: int
     flush: int
-    cells: list[_PackedCell]
+    cells: msgspec.Raw
 
+
+_GROWING = (
+    "next_offset", "accepted", "rejected", "duplicates", "forwarded", "unpriced", "watermark_ms",
+    "oldest_day", "ids",
+)  # fmt: skip
+"""What never falls from one flush of a table to the next."""
 
 _encoder = msgspec.msgpack.Encoder()
 _delta_decoder = msgspec.msgpack.Decoder(_Delta)
 _shard_decoder = msgspec.msgpack.Decoder(_Shard)
+_cells_decoder = msgspec.msgpack.Decoder(list[CellValue])
+_wide_cells_decoder = msgspec.msgpack.Decoder(list[_PackedCell])
 _WIDE = 1 << 63
 _T = TypeVar("_T", _Delta, _Shard)
 
@@ -81,22 +91,26 @@ def _packed(totals: Totals) -> Sequence[int | str]:
     return totals if max(totals) < _WIDE else [n if n < _WIDE else str(n) for n in totals]
 
 
-def _unpack(numbers: Sequence[int | str]) -> Totals:
-    return tuple(int(n) for n in numbers)  # type: ignore[return-value]
+def _unpacked(cells: msgspec.Raw) -> list[CellValue]:
+    try:
+        return _cells_decoder.decode(cells)
+    except msgspec.ValidationError:  # amounts beyond 64 bits came as text
+        found = _wide_cells_decoder.decode(cells)
+        return [(s, d, tuple(int(n) for n in ns)) for s, d, ns in found]  # type: ignore[misc]
 
 
 def delta_record(
     slot: int, position: Position, changed: Iterable[CellValue]
 ) -> tuple[bytes, bytes]:
     """The (key, value) of the delta of one flush."""
-    return b"d|%d" % slot, _encoder.encode(_Delta(JOURNAL_VERSION, position, _pack(changed)))
+    return b"d|%d" % slot, _encoder.encode((JOURNAL_VERSION, position, _pack(changed)))
 
 
 def shard_record(
     shard: int, epoch: int, flush: int, cells: Iterable[CellValue]
 ) -> tuple[bytes, bytes]:
     """The (key, value) of a shard as of ``flush``; ``cells`` are all live ones of that class."""
-    return b"s|%d" % shard, _encoder.encode(_Shard(JOURNAL_VERSION, epoch, flush, _pack(cells)))
+    return b"s|%d" % shard, _encoder.encode((JOURNAL_VERSION, epoch, flush, _pack(cells)))
 
 
 class Journal:
@@ -157,78 +171,144 @@ class Journal:
 
 
 class JournalReader:
-    """Collects one partition's journal records and turns them into a table and a position."""
+    """Collects one partition's journal records and turns them into a table and a position.
+
+    Of each key only the newest record is kept, as it came; ``restore`` decodes them one by one.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._deltas: dict[int, _Delta] = {}
-        self._shards: dict[int, _Shard] = {}
+        self._deltas: dict[int, _Found] = {}
+        self._shards: dict[int, _Found] = {}
 
     def feed(self, key: bytes | None, value: bytes | None, offset: int) -> None:
         """Takes one record; raises ``CorruptRecord`` naming the topic, partition and offset."""
-        where = f"{self._name} offset {offset}"
-        try:
-            kind, _, number = (key or b"").partition(b"|")
-            index = int(number)
-            if kind == b"d":
-                self._deltas[index] = _checked(_delta_decoder.decode(value or b""), where)
-            elif kind == b"s" and 0 <= index < SHARDS:
-                self._shards[index] = _checked(_shard_decoder.decode(value or b""), where)
-            else:
-                raise CorruptRecord(f"{where}: unknown journal key {key!r}")
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise CorruptRecord(f"{where}: not a journal record: {error}") from error
+        kind, _, number = (key or b"").partition(b"|")
+        index = int(number) if number.isdigit() else SHARDS
+        if kind == b"d" and number.isdigit():
+            records = self._deltas
+        elif kind == b"s" and index < SHARDS:
+            records = self._shards
+        else:
+            raise CorruptRecord(f"{self._name} offset {offset}: unknown journal key {key!r}")
+        if value is None:
+            raise CorruptRecord(f"{self._name} offset {offset}: a journal record without a value")
+        records[index] = _Found(offset, value)
 
     def restore(self, totals: SourceTotals, journal: Journal | None = None) -> Position:
         """Fills ``totals``, readies ``journal`` and returns the position.
 
-        Raises ``CorruptRecord`` when flushes are missing between the shards and the last delta,
-        or when the number of cells is not the one the last delta states.
+        Raises ``CorruptRecord`` naming the topic, partition and offset: when a record cannot be
+        read or contradicts another one, when flushes are missing between the shards and the last
+        delta, or when the number of cells is not the one the last delta states.
         """
-        if not self._deltas:
-            if self._shards:
-                raise CorruptRecord(f"{self._name}: shards without any delta")
+        shards = {n: self._decoded(found, _shard_decoder) for n, found in self._shards.items()}
+        deltas = [(n, f.offset, self._decoded(f, _delta_decoder)) for n, f in self._deltas.items()]
+        if not deltas:
+            if shards:
+                first = min(found.offset for found in self._shards.values())
+                raise CorruptRecord(f"{self._name} offset {first}: shards without any delta")
             return Position()
-        deltas = sorted(self._deltas.items(), key=lambda item: item[1].position.flush)
-        shard_flush = [self._shards[s].flush if s in self._shards else 0 for s in range(SHARDS)]
-        position = deltas[-1][1].position
-        self._verify_ring([d.position.flush for _, d in deltas], min(shard_flush))
-        for shard in self._shards.values():
-            for scope, day, numbers in shard.cells:
-                if day >= position.oldest_day:
-                    totals.put(scope, day, _unpack(numbers))
-        for _, delta in deltas:
-            for scope, day, numbers in delta.cells:
-                if (
-                    day >= position.oldest_day
-                    and delta.position.flush > shard_flush[shard_of(scope)]
-                ):
-                    totals.put(scope, day, _unpack(numbers))
+        deltas.sort(key=lambda entry: entry[2].position.flush)
+        shard_flush = [shards[n].flush if n in shards else 0 for n in range(SHARDS)]
+        position = deltas[-1][2].position
+        self._verify_ring([(o, d.position) for _, o, d in deltas], min(shard_flush))
+        for number, shard in shards.items():
+            offset = self._shards[number].offset
+            self._verify_shard(shard, position, offset)
+            self._fill(totals, shard.cells, offset, position.oldest_day)
+        for _, offset, delta in deltas:
+            if delta.position.flush > min(shard_flush):
+                covered = (delta.position.flush, shard_flush)
+                self._fill(totals, delta.cells, offset, position.oldest_day, covered)
         if len(totals) != position.cells:
             raise CorruptRecord(
-                f"{self._name}: recovered {len(totals)} cells where flush {position.flush} "
-                f"states {position.cells}"
+                f"{self._name} offset {deltas[-1][1]}: recovered {len(totals)} cells where flush "
+                f"{position.flush} states {position.cells}"
             )
         if journal is not None:
-            journal.restore_ring({s: d.position.flush for s, d in deltas}, shard_flush)
+            journal.restore_ring({n: d.position.flush for n, _, d in deltas}, shard_flush)
         return position
 
-    def _verify_ring(self, flushes: list[int], covered: int) -> None:
-        needed = [flush for flush in flushes if flush > covered]
-        expected = covered + 1
-        for flush in needed:
-            if flush != expected:
+    def _decoded(self, found: "_Found", decoder: "msgspec.msgpack.Decoder[_T]") -> _T:
+        where = f"{self._name} offset {found.offset}"
+        try:
+            record = decoder.decode(found.value)
+        except msgspec.MsgspecError as error:
+            _check_version(_version_of(found.value), where)
+            raise CorruptRecord(f"{where}: not a journal record: {error}") from error
+        _check_version(record.version, where)
+        return record
+
+    def _fill(
+        self,
+        totals: SourceTotals,
+        cells: msgspec.Raw,
+        offset: int,
+        oldest_day: int,
+        covered: tuple[int, list[int]] | None = None,
+    ) -> None:
+        """Puts the cells of one record. ``covered``, of a delta: its flush, and the flush up to
+        which each shard holds everything."""
+        try:
+            values = _unpacked(cells)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise CorruptRecord(
+                f"{self._name} offset {offset}: not a journal record: {error}"
+            ) from error
+        if covered is not None:
+            flush, shard_flush = covered
+            values = [value for value in values if flush > shard_flush[shard_of(value[0])]]
+        put = totals.put
+        for scope, day, amounts in values:
+            if day >= oldest_day:
+                put(scope, day, amounts)
+
+    def _verify_shard(self, shard: _Shard, position: Position, offset: int) -> None:
+        if shard.epoch != position.epoch or shard.flush > position.flush:
+            raise CorruptRecord(
+                f"{self._name} offset {offset}: a shard of epoch {shard.epoch} flush "
+                f"{shard.flush}, but the last delta is of epoch {position.epoch} flush "
+                f"{position.flush}; the journal has lost its end"
+            )
+
+    def _verify_ring(self, positions: list[tuple[int, Position]], covered: int) -> None:
+        """Every flush after ``covered`` is there once, and no position falls behind its former."""
+        expected, former = covered + 1, Position()
+        for offset, position in positions:
+            if position.flush > covered:
+                if position.flush != expected:
+                    raise CorruptRecord(
+                        f"{self._name} offset {offset}: flush {expected} is missing from the "
+                        f"journal (shards cover up to {covered}, next found is {position.flush})"
+                    )
+                expected += 1
+            fallen = [n for n in _GROWING if getattr(position, n) < getattr(former, n)]
+            if fallen or (former.epoch and position.epoch != former.epoch):
+                name = fallen[0] if fallen else "epoch"
                 raise CorruptRecord(
-                    f"{self._name}: flush {expected} is missing from the journal "
-                    f"(shards cover up to {covered}, next found is {flush})"
+                    f"{self._name} offset {offset}: flush {position.flush} has {name} "
+                    f"{getattr(position, name)} after {getattr(former, name)} in flush "
+                    f"{former.flush}"
                 )
-            expected += 1
+            former = position
 
 
-def _checked(record: _T, where: str) -> _T:
-    if record.version != JOURNAL_VERSION:
+class _Found(NamedTuple):
+    offset: int
+    value: bytes
+
+
+def _version_of(value: bytes) -> object:
+    try:
+        found = msgspec.msgpack.decode(value)
+    except (msgspec.MsgspecError, ValueError):
+        return JOURNAL_VERSION
+    return found[0] if isinstance(found, list) and found else JOURNAL_VERSION
+
+
+def _check_version(version: object, where: str) -> None:
+    if version != JOURNAL_VERSION:
         raise CorruptRecord(
-            f"{where}: journal record of version {record.version}; "
-            f"this release reads {JOURNAL_VERSION}"
+            f"{where}: journal record of version {version}; this release reads {JOURNAL_VERSION}"
         )
-    return record

@@ -146,7 +146,7 @@ def test_amounts_beyond_64_bits() -> None:
 def test_a_missing_delta_is_noticed() -> None:
     table = journal_of_three()
     table.log = [record for record in table.log if record[1] != b"d|1"]
-    with pytest.raises(CorruptRecord, match=f"{NAME}: flush 2 is missing"):
+    with pytest.raises(CorruptRecord, match=f"{NAME} offset 2: flush 2 is missing"):
         reader_of(table.log).restore(SourceTotals())
 
 
@@ -163,15 +163,27 @@ def test_missing_cells_are_noticed() -> None:
     delta = msgspec.msgpack.decode(value or b"")
     delta[1][10] += 1
     table.log.append((9, key, msgspec.msgpack.encode(delta)))
-    with pytest.raises(CorruptRecord, match=f"{NAME}: recovered 5 cells where flush 3 states 6"):
+    with pytest.raises(
+        CorruptRecord, match=f"{NAME} offset 9: recovered 5 cells where flush 3 states 6"
+    ):
         reader_of(table.log).restore(SourceTotals())
 
 
 def test_shards_alone_are_no_table() -> None:
     reader = JournalReader(NAME)
     reader.feed(b"s|0", msgspec.msgpack.encode([1, 1, 1, []]), 0)
-    with pytest.raises(CorruptRecord, match=f"{NAME}: shards without any delta"):
+    with pytest.raises(CorruptRecord, match=f"{NAME} offset 0: shards without any delta"):
         reader.restore(SourceTotals())
+
+
+def restore_beside_another(key: bytes | None, value: bytes | None) -> None:
+    reader = JournalReader(NAME)
+    reader.feed(b"d|1", STANDING, 16)
+    reader.feed(key, value, 17)
+    reader.restore(SourceTotals())
+
+
+STANDING = msgspec.msgpack.encode([1, [1, 1, 1], []])
 
 
 @pytest.mark.parametrize(
@@ -180,10 +192,15 @@ def test_shards_alone_are_no_table() -> None:
         (b"d|0", b"\xc1"),
         (b"d|0", b""),
         (b"d|0", None),
+        (b"d|0", msgspec.msgpack.encode([1, [], [], 5])[:-1]),
         (b"d|0", msgspec.msgpack.encode([2, [], []])),
+        (b"d|0", msgspec.msgpack.encode([2, "what comes next"])),
+        (b"d|0", msgspec.msgpack.encode([1, [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1], [["a", 1, [1]]]])),
         (b"s|0", msgspec.msgpack.encode([7, 1, 1, []])),
         (b"s|0", msgspec.msgpack.encode([1, 1, 1, [["a", 1, "x"]]])),
+        (b"s|0", msgspec.msgpack.encode([1, 1, 1, [["a", 1, [1, 2, 3, 4, 5, "x"]]]])),
         (b"s|256", msgspec.msgpack.encode([1, 1, 1, []])),
+        (b"s|-1", msgspec.msgpack.encode([1, 1, 1, []])),
         (b"x|0", b""),
         (b"d|", b""),
         (b"", b""),
@@ -191,8 +208,39 @@ def test_shards_alone_are_no_table() -> None:
     ],
 )
 def test_a_corrupt_record_is_named(key: bytes | None, value: bytes | None) -> None:
-    with pytest.raises(CorruptRecord, match=f"{NAME} offset 17"):
-        JournalReader(NAME).feed(key, value, 17)
+    with pytest.raises(CorruptRecord, match=f"{NAME} offset 17") as raised:
+        restore_beside_another(key, value)
+    if value is not None and value[:2] == b"\x92\x02":
+        assert "version 2; this release reads 1" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"next_offset": 1}, "flush 3 has next_offset 1 after 2 in flush 2"),
+        ({"watermark_ms": -1}, "flush 3 has watermark_ms -1 after 0 in flush 2"),
+        ({"epoch": 2}, "flush 3 has epoch 2 after 1 in flush 2"),
+        ({"flush": 2}, "flush 3 is missing"),
+        ({"flush": 5}, "flush 3 is missing"),
+    ],
+)
+def test_an_impossible_stamp_is_named(changes: dict[str, int], problem: str) -> None:
+    table = journal_of_three()
+    key, value = next(record[1:] for record in reversed(table.log) if record[1] == b"d|2")
+    delta = msgspec.msgpack.decode(value or b"")
+    for name, number in changes.items():
+        delta[1][Position.__struct_fields__.index(name)] = number
+    table.log.append((17, key, msgspec.msgpack.encode(delta)))
+    with pytest.raises(CorruptRecord, match=f"{NAME} offset 17: .*{problem}"):
+        reader_of(table.log).restore(SourceTotals())
+
+
+@pytest.mark.parametrize(("epoch", "flush"), [(1, 4), (2, 3), (0, 1)])
+def test_a_shard_that_does_not_fit_the_last_delta_is_named(epoch: int, flush: int) -> None:
+    table = journal_of_three()
+    table.log.append((17, b"s|7", msgspec.msgpack.encode([1, epoch, flush, []])))
+    with pytest.raises(CorruptRecord, match=f"{NAME} offset 17: a shard of epoch {epoch}"):
+        reader_of(table.log).restore(SourceTotals())
 
 
 class Ids:
