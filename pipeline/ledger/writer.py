@@ -8,8 +8,14 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline import faults, metrics
 from pipeline.core.blocks import PricedBlock
-from pipeline.core.errors import Refused
-from pipeline.ledger.client import connect, ledger_address, ledger_errors
+from pipeline.core.errors import ConfigurationError, Refused
+from pipeline.ledger.client import (
+    LedgerAddress,
+    LedgerUnreachable,
+    connect,
+    ledger_address,
+    ledger_errors,
+)
 from pipeline.ledger.columns import by_month, entries_table
 from pipeline.ledger.manifests import (
     INSERT_SETTINGS,
@@ -104,7 +110,7 @@ class LedgerWriter:
     def _connected(self) -> Client:
         if self._client is None:
             entries_table([], self._settings.currency)  # its first call loads libraries, for 1 s
-            self._address = ledger_address(self._settings, write=True)
+            self._address = self._current_address()
             client = connect(self._address)
             with ledger_errors(self._address):
                 if missing := pending(client):
@@ -114,6 +120,12 @@ class LedgerWriter:
                     )
             self._client = client
         return self._client
+
+    def _current_address(self) -> LedgerAddress:
+        try:
+            return ledger_address(self._settings, write=True)
+        except ConfigurationError as error:  # there was one at the start: it may come back
+            raise LedgerUnreachable(str(error)) from error
 
     @staticmethod
     def _holding(client: Client, topics: Iterable[str], partition: int) -> Holding:

@@ -46,7 +46,7 @@ class Deployment:
         async with AIOKafkaProducer(**client) as producer:
             await producer.send_and_wait(self.topics.epoch, json.dumps(record).encode())
 
-    def start_sink(self, fault: str = "") -> PartProcess:
+    def start_sink(self, fault: str = "", **settings: str) -> PartProcess:
         a = self.address
         environ = {
             "TALLYPORT_KAFKA_BOOTSTRAP": self.kafka,
@@ -55,6 +55,7 @@ class Deployment:
             "TALLYPORT_PARTITIONS": str(PARTITIONS),
             "TALLYPORT_REPLICATION": "1",
             "TALLYPORT_DATA_DIR": str(self.folder),
+            **settings,
         }
         log_file = self.folder / f"sink-{len(self.sinks)}.log"
         sink = PartProcess("sink", log_file, environ, fault)

@@ -14,7 +14,6 @@ from clickhouse_connect.driver.client import Client
 from pipeline.core.blocks import PricedBlock
 from pipeline.ledger.client import LedgerAddress, connect, parse_address
 from pipeline.ledger.migrate import migrate_address
-from pipeline.ops.loopback_ports import free_port
 from tests.ledger.priced_blocks import block, chain
 from tests.ledger.sink_deployment import Deployment
 from tests.ledger_fixture import LedgerProcess
@@ -148,7 +147,8 @@ async def test_a_failed_insert_is_not_resent_but_read_again(deployment: Deployme
 async def test_a_ledger_that_dies_and_comes_back_is_gone_on_with(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    ledger = LedgerProcess(tmp_path / "ledger", free_port())
+    # On any free port, so that it comes back at another address; the data folder says which.
+    ledger = LedgerProcess(tmp_path / "ledger")
     with contextlib.ExitStack() as ends:
         ends.callback(ledger.kill)
         # On the main thread: the ledger ends with the thread that started it.
@@ -160,14 +160,16 @@ async def test_a_ledger_that_dies_and_comes_back_is_gone_on_with(
         ends.callback(deployment.end_all)
         await deployment.prepare()
         blocks = both(11, 40, deployment.topics.events)
-        sink = deployment.start_sink()
+        found = {"TALLYPORT_CLICKHOUSE_URL": "", "TALLYPORT_DATA_DIR": str(ledger.folder)}
+        sink = deployment.start_sink(**found)
         await sink.wait_ready()
         publishing = asyncio.create_task(deployment.publish(blocks))
         await sink.wait_for(lambda: sum(deployment.held().values()) > 0)
         ledger.kill()
         await publishing
         await sink.wait_for(lambda: "reading the positions again" in sink.printed)
-        ledger.start()
+        deployment.client = connect(parse_address(ledger.start().url_with_login))
+        ends.callback(deployment.client.close)
         await deployment.wait_until_held(blocks)
         assert await sink.stopped() == 0
         deployment.assert_exact(blocks)
