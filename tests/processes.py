@@ -11,10 +11,16 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pipeline.ops.child_process import ChildProcess
+from pipeline.ops.child_process import ChildProcess, last_error
 
 WAIT_S = 60.0
 POLL_S = 0.05
+
+
+async def until(condition: Callable[[], bool], poll_s: float = POLL_S) -> None:
+    """Returns once ``condition()`` holds."""
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(poll_s)
 
 
 class PartProcess(ChildProcess):
@@ -32,11 +38,19 @@ class PartProcess(ChildProcess):
             log_file,
             {**os.environ, **environ, "FAULT_POINT": fault},
         )
+        self.fault = fault
+        self._was_ready = False
 
     @property
     def is_ready(self) -> bool:
         """Whether it has printed its ready line."""
-        return self.ready_line() is not None
+        self._was_ready = self._was_ready or self.ready_line() is not None
+        return self._was_ready
+
+    @property
+    def error(self) -> str:
+        """The last line it has written that tells of an error; empty without one."""
+        return last_error(self.log_file, self._log_start)
 
     @property
     def printed(self) -> str:
@@ -50,8 +64,7 @@ class PartProcess(ChildProcess):
     async def ready_or_ended(self) -> None:
         """Waits for either: an armed fault point may lie on the way to readiness."""
         async with asyncio.timeout(WAIT_S):
-            while not self.is_ready and self.exit_status() is None:  # noqa: ASYNC110
-                await asyncio.sleep(POLL_S)
+            await until(lambda: self.is_ready or self.exit_status() is not None)
 
     async def wait_for(self, condition: Callable[[], bool]) -> None:
         """Returns once ``condition()`` holds; fails when the part ends before."""
