@@ -10,9 +10,11 @@ import re
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from functools import cache
+from typing import Any
 
 import msgspec
 
+from pipeline.core.errors import CorruptRecord
 from pipeline.core.tariffs import Prices, Tariff, nano_per_unit
 
 CURRENCY = "USD"
@@ -114,6 +116,23 @@ class BookContent(msgspec.Struct, frozen=True):
     providers: tuple[BookProvider, ...]
     free: tuple[str, ...] = ()
     meaning: int = MEANING
+
+
+def decode_content(data: bytes) -> BookContent:
+    """The content of a book from its JSON, as the digest is taken of it.
+
+    Raises ``CorruptRecord`` when it is none.
+    """
+    try:
+        body = msgspec.json.decode(data)
+        return BookContent(
+            source=body["source"],
+            providers=tuple(map(_decoded_provider, body["providers"])),
+            free=tuple(body["free"]),
+            meaning=body["meaning"],
+        )
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+        raise CorruptRecord(f"no price book: {type(error).__name__} {error}") from error
 
 
 class Listing:
@@ -323,6 +342,40 @@ def _split(clause: Clause) -> tuple[list[str], Clause | None]:
         if left is not None:
             rest.append(left)
     return names, ("or", tuple(rest)) if rest else None
+
+
+def _decoded_provider(body: dict[str, Any]) -> BookProvider:
+    return BookProvider(
+        provider_id=body["provider_id"],
+        models=tuple(map(_decoded_model, body["models"])),
+        provider_match=_decoded_clause(body["provider_match"]),
+        model_match=_decoded_clause(body["model_match"]),
+        fallbacks=tuple(body["fallbacks"]),
+    )
+
+
+def _decoded_model(body: dict[str, Any]) -> BookModel:
+    match = _decoded_clause(body["match"])
+    if match is None:
+        raise ValueError("a model without a clause")
+    # msgspec has no type for a clause, which holds clauses.
+    return BookModel(
+        model_id=body["model_id"],
+        match=match,
+        seasons=msgspec.convert(body["seasons"], tuple[SeasonPrices, ...]),
+        variants=msgspec.convert(body["variants"], tuple[Variant, ...]),
+        minimum_audio_s=body["minimum_audio_s"],
+        by_length=msgspec.convert(body["by_length"], ByLength | None),
+    )
+
+
+def _decoded_clause(body: list[Any] | None) -> Clause | None:
+    if body is None:
+        return None
+    kind, operand = body
+    if isinstance(operand, str):
+        return kind, operand
+    return kind, tuple(clause for inner in operand if (clause := _decoded_clause(inner)))
 
 
 _COMPACT_DATE = re.compile(r"(-)(20\d{2})(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(?=-|:|$)")

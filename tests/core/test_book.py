@@ -27,8 +27,16 @@ from genai_prices import Usage
 from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import ModelInfo, ModelPrice, Provider
 
-from pipeline.core.book import Book, BookModel, Clause, builtin_book, context_of
+from pipeline.core.book import (
+    Book,
+    BookModel,
+    Clause,
+    builtin_book,
+    context_of,
+    decode_content,
+)
 from pipeline.core.book_source import compile_content
+from pipeline.core.errors import CorruptRecord
 from pipeline.core.events import Event
 from pipeline.core.prices import UNPRICED, PriceVersion
 from pipeline.core.rates import RateLog
@@ -448,3 +456,16 @@ def _references_by_model(book: Book) -> dict[tuple[str, str], str]:
                     found_refs[provider.provider_id, model.model_id] = text
                     break
     return found_refs
+
+
+def test_a_book_comes_back_from_its_json() -> None:
+    content = builtin_book().content
+    data = msgspec.json.encode(content)
+    assert decode_content(data) == content
+    assert Book(decode_content(data)).digest == builtin_book().digest
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"source":1}', b"\xff"])
+def test_what_is_no_book_is_refused(data: bytes) -> None:
+    with pytest.raises(CorruptRecord):
+        decode_content(data)
