@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -199,6 +199,9 @@ class Asked:
         )
 
 
+Policy = TypeVar("Policy", bound=Asked)
+
+
 def estimate_cost_nano(
     estimated_cost_nano: int | None,
     estimated_tokens: int,
@@ -212,7 +215,8 @@ def estimate_cost_nano(
         return estimated_cost_nano
     if dearest_nano_per_token is None:
         return 0
-    return -(-estimated_tokens * Fraction(dearest_nano_per_token) // 1)
+    dearest = dearest_nano_per_token
+    return -(-estimated_tokens * dearest.numerator // dearest.denominator)
 
 
 def decide(
@@ -229,25 +233,29 @@ def decide(
         return Verdict(allowed=True, reason=NO_POLICY, freshness=OFF)
     if freshness != LIVE:
         asked = [policy.under(freshness) for policy in asked]
-    answer = choose(asked, request.estimated_tokens, request.estimated_cost_nano)
-    return settle(answer, freshness, on_stale)
+    chosen = choose(asked, request.estimated_tokens, request.estimated_cost_nano)
+    if chosen is None:
+        return decide_unsure(None, freshness, on_stale)
+    policy, allowed = chosen
+    answer = policy.permit() if allowed else policy.refuse()
+    return answer if freshness == LIVE else decide_unsure(answer, freshness, on_stale)
 
 
-def choose(asked: Iterable[Asked], tokens: int, cost_nano: int) -> Verdict | None:
-    """What the known policies say on a call with these estimates; None when there are none."""
-    best: Asked | None = None
-    refusing: list[Asked] = []
+def choose(asked: Iterable[Policy], tokens: int, cost_nano: int) -> tuple[Policy, bool] | None:
+    """The policy that answers a call with these estimates, and whether it permits; None without."""
+    best: Policy | None = None
+    refusing: list[Policy] | None = None
     for policy in asked:
         if (cost_nano if policy.is_cost else tokens) > policy.room:
-            refusing.append(policy)
+            refusing = [policy] if refusing is None else [*refusing, policy]
         elif best is None or policy.rank < best.rank:
             best = policy
-    if refusing:
-        return min(refusing, key=_refusal_rank).refuse()
-    return None if best is None else best.permit()
+    if refusing is not None:
+        return min(refusing, key=_refusal_rank), False
+    return None if best is None else (best, True)
 
 
-def settle(answer: Verdict | None, freshness: str, on_stale: str) -> Verdict:
+def decide_unsure(answer: Verdict | None, freshness: str, on_stale: str) -> Verdict:
     """The verdict, given what the known policies say and how much the reader may not know.
 
     While a reader is initializing, or stale without a policy, policies that it has not heard of
