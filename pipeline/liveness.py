@@ -50,6 +50,7 @@ class _Watch(NamedTuple):
     what: str
     look: Look
     give_up_s: float
+    restart_helps: bool
 
 
 class _Stand(NamedTuple):
@@ -72,13 +73,17 @@ class Watchdog:
         self._stands: dict[tuple[str, str], _Stand] = {}
         self._looked_s = clock()
         self._problems: list[str] = []
+        self._own_problems: list[str] = []
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
-    def watch(self, what: str, look: Look, give_up_s: float) -> None:
-        """Looks from now on. ``what`` is the metric's label: loop, fetch, price, …"""
+    def watch(self, what: str, look: Look, give_up_s: float, *, restart_helps: bool = True) -> None:
+        """Looks from now on. ``what`` is the metric's label: loop, fetch, price, …
+
+        ``restart_helps`` is false where the cause lies in another process.
+        """
         metrics.STALLED_SECONDS.labels(what).set(0)
-        self._watches = [*self._watches, _Watch(what, look, give_up_s)]
+        self._watches = [*self._watches, _Watch(what, look, give_up_s, restart_helps)]
 
     def start(self) -> None:
         """Begins to look."""
@@ -94,6 +99,10 @@ class Watchdog:
         """What stands still while something waits for it, one line each."""
         return self._problems
 
+    def own_problems(self) -> list[str]:
+        """Those of them that a restart of this process would cure."""
+        return self._own_problems
+
     def look(self) -> None:
         """One look at everything."""
         now_s = self._clock()
@@ -104,7 +113,7 @@ class Watchdog:
                 place: stand._replace(since_s=stand.since_s + lost_s)
                 for place, stand in self._stands.items()
             }
-        problems: list[str] = []
+        problems: list[tuple[str, bool]] = []
         stands: dict[tuple[str, str], _Stand] = {}
         for watch in self._watches:
             longest_s = 0.0
@@ -115,11 +124,13 @@ class Watchdog:
                 longest_s = max(longest_s, still_s)
                 if still_s >= STALL_S:
                     line = f"{name} has not moved for {still_s:.0f} s: {sighting.waiting}"
-                    problems.append(line)
+                    problems.append((line, watch.restart_helps))
                     if still_s >= watch.give_up_s:
                         self._end(line)
             metrics.STALLED_SECONDS.labels(watch.what).set(longest_s)
-        self._stands, self._problems = stands, problems
+        self._stands = stands
+        self._problems = [line for line, _ in problems]
+        self._own_problems = [line for line, own in problems if own]
 
     def _stand(self, what: str, name: str, sighting: Sighting, now_s: float) -> _Stand:
         former = self._stands.get((what, name))

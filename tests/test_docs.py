@@ -132,8 +132,11 @@ def test_defaults_in_the_docs_are_those_of_the_code() -> None:
 
 
 def test_metrics_are_documented_one_for_one() -> None:
-    rows = re.findall(r"^\| `(tallyport_\w+)` \|", text("docs/metrics.md"), re.MULTILINE)
+    pattern = r"^\| `(tallyport_\w+)` \| ([a-z, ]+) \|"
+    rows = dict(re.findall(pattern, text("docs/metrics.md"), re.MULTILINE))
     assert sorted(rows) == metrics.names()
+    owners = {name: ", ".join(metrics.OWNERS[name.removesuffix("_total")]) for name in rows}
+    assert rows == owners
 
 
 def test_every_metric_is_set_somewhere() -> None:

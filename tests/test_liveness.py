@@ -63,6 +63,7 @@ def test_what_stands_while_work_waits_is_told_within_ten_seconds(scene: Scene) -
     scene.show(5, "3 records wait")
     scene.run(10)
     assert scene.dog.problems() == ["the worker has not moved for 10 s: 3 records wait"]
+    assert scene.dog.own_problems() == scene.dog.problems()
     assert stalled_s() == pytest.approx(10, abs=1)
     scene.show(6, "2 records wait")
     scene.run(STEP_S)
@@ -94,6 +95,13 @@ def test_each_is_seen_for_itself(scene: Scene) -> None:
     scene.seen = {}
     scene.run(STEP_S)
     assert scene.dog.problems() == []
+
+
+def test_what_lies_elsewhere_is_no_reason_to_restart(scene: Scene) -> None:
+    scene.show(0, "")
+    scene.dog.watch("broker", lambda: {"it": Sighting(0, "no answer")}, 60, restart_helps=False)
+    scene.run(10)
+    assert (len(scene.dog.problems()), scene.dog.own_problems()) == (1, [])
 
 
 async def test_an_event_loop_that_answers_moves() -> None:

@@ -65,7 +65,7 @@ async def _run_sink(configured: "Settings") -> int:
     status = SinkStatus()
     health = None
     if configured.health_port is not None:
-        health = serve_health(configured.health_port, probe=status.problems)
+        health = serve_health(configured.health_port, "sink", status.problems)
     try:
         await run_sink(configured, stop, lambda: print("ready sink", flush=True), status)
     finally:

@@ -34,7 +34,7 @@ def create_app(progress: Progress, *, loopback_only: bool) -> Starlette:
     middleware = [Middleware(RequestCount)]
     if loopback_only:
         middleware.append(Middleware(LoopbackOnly))
-    routes = health_routes(progress.ready, progress.problems)
+    routes = health_routes("api", progress.ready, progress.problems)
     return Starlette(routes=routes, middleware=middleware, lifespan=follow)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable
 
-from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -19,12 +18,15 @@ PipelineProbe = Callable[[], Awaitable[list[str]]]
 
 
 def health_routes(
-    ready: Probe, pipeline: PipelineProbe | None = None, registry: CollectorRegistry | None = None
+    part: metrics.Part, ready: Probe, pipeline: PipelineProbe | None = None, live: Probe = list
 ) -> list[Route]:
-    """The routes every part serves. Without ``pipeline`` the part answers for itself there."""
+    """The routes every part serves. Without ``pipeline`` the part answers for itself there.
 
-    async def live(_: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+    ``live`` tells what only a restart of the process can cure.
+    """
+
+    async def is_live(_: Request) -> Response:
+        return _answer(await run_in_threadpool(live))
 
     async def is_ready(_: Request) -> Response:
         return _answer(await run_in_threadpool(ready))
@@ -33,12 +35,10 @@ def health_routes(
         return _answer(await (pipeline() if pipeline else run_in_threadpool(ready)))
 
     async def show_metrics(_: Request) -> Response:
-        return Response(
-            metrics.render(registry or metrics.REGISTRY), media_type=metrics.CONTENT_TYPE
-        )
+        return Response(metrics.render(part), media_type=metrics.CONTENT_TYPE)
 
     return [
-        Route("/health/live", live),
+        Route("/health/live", is_live),
         Route("/health/ready", is_ready),
         Route("/health/pipeline", is_advancing),
         Route("/metrics", show_metrics),
@@ -46,15 +46,15 @@ def health_routes(
 
 
 def serve_health(
-    port: int, registry: CollectorRegistry = metrics.REGISTRY, probe: Probe = list
+    port: int, part: metrics.Part, ready: Probe = list, live: Probe = list
 ) -> BackgroundServer:
     """Serve health and metrics of this process on every interface, from a thread.
 
-    ``probe`` is called for each request to ``/health/ready``, in another thread, and must not
-    block. Raises ``TallyportError`` when the port is in use. Call ``close()`` at the end.
+    The probes are called for each request, in another thread, and must not block. Raises
+    ``TallyportError`` when the port is in use. Call ``close()`` at the end.
     """
     listener = bind("0.0.0.0", port, "TALLYPORT_HEALTH_PORT")
-    return BackgroundServer(Starlette(routes=health_routes(probe, registry=registry)), listener)
+    return BackgroundServer(Starlette(routes=health_routes(part, ready, live=live)), listener)
 
 
 def _answer(problems: list[str]) -> Response:

@@ -1,9 +1,9 @@
+import re
 import socket
 from collections.abc import Iterator
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry, Counter
 
 from pipeline import metrics
 from pipeline.core.errors import TallyportError
@@ -18,10 +18,13 @@ def problems() -> list[str]:
 
 
 @pytest.fixture
-def client(problems: list[str]) -> Iterator[httpx.Client]:
-    registry = CollectorRegistry()
-    Counter("things", "Things.", registry=registry).inc(3)
-    server = serve_health(0, registry, lambda: problems)
+def mortal() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def client(problems: list[str], mortal: list[str]) -> Iterator[httpx.Client]:
+    server = serve_health(0, "sink", lambda: problems, lambda: mortal)
     port = server.address.rpartition(":")[2]
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as found:
@@ -46,28 +49,43 @@ def test_problems_are_told_with_503_while_the_part_lives(
     assert client.get("/health/live").status_code == 200
 
 
+def test_what_a_restart_would_cure_is_told_to_whoever_restarts(
+    client: httpx.Client, mortal: list[str]
+) -> None:
+    mortal.append("its event loop does not answer")
+    answer = client.get("/health/live")
+    assert (answer.status_code, answer.json()["problems"]) == (503, mortal)
+
+
 def test_metrics_are_prometheus_text(client: httpx.Client) -> None:
     answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    assert "things_total 3.0" in answer.text
+    assert "tallyport_sink_rows_total " in answer.text
+
+
+@pytest.mark.parametrize("part", ["worker", "sink", "api"])
+def test_a_part_shows_only_what_it_counts_itself(part: metrics.Part) -> None:
+    shown = set(re.findall(r"^# TYPE (\w+?)(?:_total)? ", metrics.render(part).decode(), re.M))
+    assert shown == {name for name, owners in metrics.OWNERS.items() if part in owners}
+    assert shown
 
 
 def test_a_port_in_use_is_an_error_that_names_it() -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(TallyportError, match=f"TALLYPORT_HEALTH_PORT: port {port} .* in use"):
-            serve_health(port)
+            serve_health(port, "sink")
 
 
 def test_the_port_is_free_again_after_close() -> None:
-    first = serve_health(0)
+    first = serve_health(0, "sink")
     port = int(first.address.rpartition(":")[2])
     first.close()
-    serve_health(port).close()
+    serve_health(port, "sink").close()
 
 
 def test_every_reason_of_rejection_shows_from_the_start() -> None:
-    text = metrics.render().decode()
+    text = metrics.render("worker").decode()
     for reason in REASONS:
         assert f'tallyport_events_rejected_total{{reason="{reason}"}}' in text
 
