@@ -20,7 +20,8 @@ from pipeline.stream.topics import Topics
 
 log = logging.getLogger(__name__)
 
-STALL_S = 10.0
+STALL_S = 8.0
+"""Noticed after this long and a poll: within ten seconds."""
 _POLL_S = 1.0
 _RETRY_S = 2.0
 _PEEK_MS = 1_000
@@ -96,10 +97,14 @@ class Progress:
         self._worker: dict[int, Backlog] = {}
         self._sink: dict[int, Backlog] = {}
         self._unreachable: str | None = "Kafka has not been reached yet"
+        self._measured_s = time.monotonic()
 
     def ready(self) -> list[str]:
         """What keeps this process from doing its own work."""
-        return [self._unreachable] if self._unreachable else []
+        silent_s = time.monotonic() - self._measured_s
+        if self._unreachable:
+            return [self._unreachable]
+        return [f"Kafka has not answered for {silent_s:.0f} s"] if silent_s >= STALL_S else []
 
     async def problems(self) -> list[str]:
         """What has stopped advancing while there is work."""
@@ -124,7 +129,8 @@ class Progress:
             try:
                 await self._follow()
             except (KafkaError, OSError, TallyportError) as error:
-                self._unreachable = f"Kafka: {' '.join(str(error).split())[:200]}"
+                said = " ".join(str(error).split())[:200] or "it does not answer"
+                self._unreachable = f"Kafka: {said}"
                 log.debug("progress: %s", self._unreachable)
                 await asyncio.sleep(_RETRY_S)
 
@@ -139,10 +145,13 @@ class Progress:
             states.assign(assigned)
             await states.seek_to_beginning(*assigned)
             beats = Heartbeats(len(assigned))
+            reading = {tp: Backlog() for tp in assigned}
             while True:
                 await self._read_heartbeats(states, beats)
-                await self._measure(peek, admin, beats)
-                self._unreachable = None
+                async with asyncio.timeout(STALL_S):
+                    await self._measure(peek, admin, beats)
+                    await _check_reading(states, peek, reading)
+                self._unreachable, self._measured_s = None, time.monotonic()
 
     async def _consumer(self, stack: contextlib.AsyncExitStack) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
@@ -189,6 +198,21 @@ class Progress:
                 backlog.found_empty()
             gauge = metrics.SOURCE_LAG if is_source else metrics.SINK_LAG
             gauge.labels(str(tp.partition)).set(backlog.lag)
+
+
+async def _check_reading(
+    states: AIOKafkaConsumer, peek: AIOKafkaConsumer, reading: Mapping[TopicPartition, Backlog]
+) -> None:
+    """Raises ``TallyportError`` when our own reading has stopped: what we say would be old."""
+    ends = await peek.end_offsets([*reading])
+    now_s = time.monotonic()
+    for tp, backlog in reading.items():
+        backlog.observe(await states.position(tp), ends[tp], now_s)
+        if backlog.overdue(now_s):
+            raise TallyportError(
+                f"reading {tp.topic} partition {tp.partition} has stopped at offset "
+                f"{backlog.position} of {backlog.end}"
+            )
 
 
 async def _all_partitions(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartition]:
