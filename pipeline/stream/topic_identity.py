@@ -4,13 +4,15 @@ aiokafka's own metadata request is older than topic ids, so the newer one is spe
 its protocol types.
 """
 
+import asyncio
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import for_code
+from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import (
@@ -23,7 +25,12 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
-from pipeline.core.errors import TallyportError
+from pipeline.core.errors import Refused, TallyportError
+
+WATCH_INTERVAL_S = 5.0
+_MISSES_MAX = 3
+
+log = logging.getLogger(__name__)
 
 _NO_ID = uuid.UUID(int=0)
 _NO_ERROR = 0
@@ -148,3 +155,35 @@ async def topic_id(client: Mapping[str, Any], topic: str) -> uuid.UUID:
     if topic not in found:
         raise TopicMissing(f"topic {topic} does not exist; run `tallyport topics`")
     return found[topic]
+
+
+async def watch_topics(
+    client: Mapping[str, Any], recorded: Mapping[str, str], interval_s: float = WATCH_INTERVAL_S
+) -> None:
+    """Asks for the ids of topics until cancelled; ``recorded`` are the ids to be, by full name.
+
+    Raises ``Refused`` when a topic was recreated or deleted: whoever goes on writing there would
+    lose what it held. A broker that does not answer is not noticed here.
+    """
+    misses = 0
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            found = await topic_ids(client, list(recorded))
+        except (KafkaError, OSError) as error:
+            log.debug("the ids of topics are not known: %s", error)
+            continue
+        for name, topic in found.items():
+            if str(topic) != recorded[name]:
+                raise Refused(
+                    f"topic {name} was recreated while this process used it (id {topic}, it was "
+                    f"{recorded[name]}): what it held is lost. Stop all workers and sinks, then "
+                    "restore from the ledger with `tallyport rebuild --discard-tables`"
+                )
+        missing = sorted(recorded.keys() - found.keys())
+        # A broker that has just started may not know all topics yet.
+        misses = misses + 1 if missing else 0
+        if misses >= _MISSES_MAX:
+            raise Refused(
+                f"topic {missing[0]} was deleted while this process used it: what it held is lost"
+            )
