@@ -7,8 +7,8 @@ one partition join end to end, so a reader notices a missing one.
 
 import msgspec
 
-from pipeline.core.errors import CorruptRecord
 from pipeline.core.events import Event
+from pipeline.core.record_version import UNREADABLE, unreadable, wrong_version
 
 BLOCK_VERSION = 1
 
@@ -52,10 +52,8 @@ def decode_block(value: bytes) -> PricedBlock:
     """The block in ``value``; raises ``CorruptRecord`` when it is none this code can read."""
     try:
         block = _decoder.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CorruptRecord(f"not a priced block: {error}") from error
+    except UNREADABLE as error:
+        raise unreadable(value, "priced block", BLOCK_VERSION, error) from error
     if block.version != BLOCK_VERSION:
-        raise CorruptRecord(
-            f"priced block of version {block.version}; this release reads {BLOCK_VERSION}"
-        )
+        raise wrong_version("priced block", block.version, BLOCK_VERSION)
     return block

@@ -8,6 +8,7 @@ A partial carries *cumulative* cells, so applying it twice changes nothing, and 
 import msgspec
 
 from pipeline.core.errors import CorruptRecord
+from pipeline.core.record_version import UNREADABLE, unreadable, wrong_version
 from pipeline.core.totals import Totals
 
 PARTIAL_VERSION = 1
@@ -53,12 +54,10 @@ def decode_partial(value: bytes | None) -> Partial:
         partial = _decoder.decode(value)
     except msgspec.ValidationError:
         partial = _decode_wide(value)
-    except msgspec.MsgspecError as error:
-        raise CorruptRecord(f"not a partial: {error}") from error
+    except UNREADABLE as error:
+        raise unreadable(value, "partial", PARTIAL_VERSION, error) from error
     if partial.version != PARTIAL_VERSION:
-        raise CorruptRecord(
-            f"partial of version {partial.version}; this release reads {PARTIAL_VERSION}"
-        )
+        raise wrong_version("partial", partial.version, PARTIAL_VERSION)
     return partial
 
 
@@ -74,5 +73,5 @@ def _decode_wide(value: bytes) -> Partial:
         *head, cells = fields
         decoded = [(s, d, tuple(int(number) for number in totals)) for s, d, totals in cells]
         return msgspec.convert([*head, decoded], Partial)
-    except (msgspec.MsgspecError, ValueError, TypeError) as error:
-        raise CorruptRecord(f"not a partial: {error}") from error
+    except UNREADABLE as error:
+        raise unreadable(value, "partial", PARTIAL_VERSION, error) from error

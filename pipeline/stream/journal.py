@@ -20,6 +20,7 @@ import msgspec
 
 from pipeline.core.errors import CorruptRecord
 from pipeline.core.partials import CellValue
+from pipeline.core.record_version import UNREADABLE, unreadable, wrong_version
 from pipeline.core.totals import SHARDS, SourceTotals, Totals, shard_of
 
 JOURNAL_VERSION = 1
@@ -234,10 +235,12 @@ class JournalReader:
         where = f"{self._name} offset {found.offset}"
         try:
             record = decoder.decode(found.value)
-        except msgspec.MsgspecError as error:
-            _check_version(_version_of(found.value), where)
-            raise CorruptRecord(f"{where}: not a journal record: {error}") from error
-        _check_version(record.version, where)
+        except UNREADABLE as error:
+            why = unreadable(found.value, "journal record", JOURNAL_VERSION, error)
+            raise CorruptRecord(f"{where}: {why}") from error
+        if record.version != JOURNAL_VERSION:
+            why = wrong_version("journal record", record.version, JOURNAL_VERSION)
+            raise CorruptRecord(f"{where}: {why}")
         return record
 
     def _fill(
@@ -252,7 +255,7 @@ class JournalReader:
         which each shard holds everything."""
         try:
             values = _unpacked(cells)
-        except (msgspec.MsgspecError, ValueError) as error:
+        except UNREADABLE as error:
             raise CorruptRecord(
                 f"{self._name} offset {offset}: not a journal record: {error}"
             ) from error
@@ -297,18 +300,3 @@ class JournalReader:
 class _Found(NamedTuple):
     offset: int
     value: bytes
-
-
-def _version_of(value: bytes) -> object:
-    try:
-        found = msgspec.msgpack.decode(value)
-    except (msgspec.MsgspecError, ValueError):
-        return JOURNAL_VERSION
-    return found[0] if isinstance(found, list) and found else JOURNAL_VERSION
-
-
-def _check_version(version: object, where: str) -> None:
-    if version != JOURNAL_VERSION:
-        raise CorruptRecord(
-            f"{where}: journal record of version {version}; this release reads {JOURNAL_VERSION}"
-        )
