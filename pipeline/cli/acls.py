@@ -17,11 +17,11 @@ class Acl(NamedTuple):
 
 _READS = {
     "worker": (
-        "events", "policies", "rates", "partials", "totals", "ids", "rules", "registry", "epoch",
-        "state",
+        "events", "policies", "rates", "partials", "totals", "ids", "rules", "registry", "owners",
+        "epoch", "state",
     ),
     "sink": ("priced", "epoch"),
-    "api": ("events", "priced", "state"),
+    "api": ("events", "priced", "state", "policies", "registry", "rates", "changes"),
     "budgets": ("policies", "registry", "state"),
     "prices": ("rates",),
     "watch and SDK": ("state",),
@@ -29,11 +29,12 @@ _READS = {
 }  # fmt: skip
 _WRITES = {
     "worker": (
-        "events", "rejected", "priced", "partials", "totals", "ids", "rules", "registry", "epoch",
-        "state",
+        "events", "rejected", "priced", "partials", "totals", "ids", "rules", "registry", "owners",
+        "epoch", "state",
     ),
-    "budgets": ("policies",),
-    "prices": ("rates",),
+    "api": ("events", "policies", "rates", "changes"),
+    "budgets": ("policies", "changes"),
+    "prices": ("rates", "changes"),
     "services and emit": ("events",),
 }  # fmt: skip
 
@@ -49,6 +50,10 @@ def acls(topics: Topics) -> list[Acl]:
     found += [
         Acl("worker", "Read", "Group", topics.worker_group),
         Acl("worker", "Write", "TransactionalId", topics.transactional_id_prefix, "prefixed"),
+        *(
+            Acl(part, "Write", "TransactionalId", topics.change_transactional_id)
+            for part in ("api", "budgets", "prices")
+        ),
         Acl("sink", "Read", "Group", topics.sink_group),
         Acl("api", "Describe", "Group", topics.sink_group),
     ]

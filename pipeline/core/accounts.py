@@ -298,11 +298,6 @@ class Accounts:
         if not is_heartbeat(key):
             self._outbox.restore(key, value)
 
-    def publish_again(self, key: str) -> None:
-        """Makes the record under ``key`` due, as somebody else wrote there."""
-        if not is_heartbeat(key):
-            self._outbox.forget(key)
-
     def changes(self, limit: int) -> list[Change]:
         """Up to ``limit`` records that are due, to be published in this order.
 

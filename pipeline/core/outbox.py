@@ -60,11 +60,6 @@ class Outbox:
             self._published[key] = None
         self.add(key)
 
-    def forget(self, key: str) -> None:
-        """Takes it that something unknown was published under ``key``: its record is due."""
-        self._published[key] = None
-        self.add_urgent(key)
-
     def take(self, limit: int, current: Callable[[str], State | None]) -> list[Change]:
         """Up to ``limit`` records that differ from what was published; they count as published.
 

@@ -45,7 +45,3 @@ class StreamContext:
     def group_id(self) -> str:
         """The worker's consumer group."""
         return f"{self.settings.topic_prefix}tallyport-worker"
-
-    def transactional_id(self, partition: int) -> str:
-        """The transactional id that belongs to one source partition."""
-        return f"{self.settings.topic_prefix}tallyport-price-{partition}"

@@ -14,30 +14,29 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from faust.types import TP
 
-from pipeline import metrics
 from pipeline.core.partials import PARTIAL_VERSION, Partial, encode_partial
 from pipeline.core.policies import Policy
 from pipeline.stream.context import StreamContext
+from pipeline.stream.flush_loop import Fetched, FlushLoop
 from pipeline.stream.merging import MergeStage
 from pipeline.stream.policy_board import PolicyBoard
-from pipeline.stream.pricing import Mark, PriceStage
+from pipeline.stream.pricing import PriceStage
 from pipeline.stream.takeover import take_over
-from pipeline.stream.transaction import MAX_BATCH_BYTES, FencedProducer, Record, send_records
-from pipeline.stream.transport import FetchState, Slice
+from pipeline.stream.transaction import FencedProducer
+from pipeline.stream.transport import Slice
 
 log = logging.getLogger(__name__)
 
-MARK_INTERVAL_S = 0.25
+RESEEK_INTERVAL_S = 0.25
 REGISTRY_INTERVAL_S = 1.0
 RELEASE_TIMEOUT_S = 20.0
 PROBE_SOURCE = -1
 
 Seek = Callable[[str, int, int], Awaitable[None]]
-Fetched = Callable[[TP], FetchState | None]
 
 
 class Flow:
-    """Owns the stages, the publisher and the timers. ``on_failure`` hears of the first error."""
+    """Owns the stages, their flush loop and the timers. ``on_failure`` hears of the first error."""
 
     def __init__(
         self, context: StreamContext, seek: Seek, fetched: Fetched, on_failure: Callable[..., None]
@@ -46,26 +45,25 @@ class Flow:
         self._seek = seek
         self._fetched = fetched
         self._on_failure = on_failure
-        self._publisher = AIOKafkaProducer(
-            **context.client, acks="all", enable_idempotence=True, max_batch_size=MAX_BATCH_BYTES
-        )
+        self._registrar = AIOKafkaProducer(**context.client, acks="all", enable_idempotence=True)
         self.board = PolicyBoard(
-            context.client, context.topics, self._publisher, self._keeps_registry, self._on_policy
+            context.client, context.topics, self._registrar, self._keeps_registry, self._on_policy
         )
         self.prices: dict[int, PriceStage] = {}
         self.merges: dict[int, MergeStage] = {}
-        self._producers: list[FencedProducer] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._arrived = asyncio.Event()
+        self._producer: FencedProducer | None = None
+        self._flushing: asyncio.Task[None] | None = None
         self._timers: list[asyncio.Task[None]] = []
         self.assigned = asyncio.Event()
 
     async def start(self) -> None:
         """Connects, learns the broker's time and reads every policy."""
-        await self._publisher.start()
-        await self._send_partials(0, [self._probe()])
+        await self._registrar.start()
+        await self._ask_time()
         await self.board.start()
         self._timers = [
-            self._spawn(self._keep_marking(), "marks"),
+            self._spawn(self._keep_seeking(), "seeks"),
             self._spawn(self._keep_registry(), "registry"),
             self._spawn(self.board.tail.wait(), "policies"),
         ]
@@ -77,7 +75,7 @@ class Flow:
             timer.cancel()
         await asyncio.gather(*self._timers, return_exceptions=True)
         await self.board.stop()
-        await self._publisher.stop()
+        await self._registrar.stop()
 
     def problems(self) -> list[str]:
         """Why this worker cannot take work right now, one line each."""
@@ -98,32 +96,34 @@ class Flow:
         sources = sorted(tp.partition for tp in assignment if tp.topic == topics.events)
         homes = sorted(tp.partition for tp in assignment if tp.topic == topics.partials)
         taken = await take_over(
-            self._context, sources, homes, self.board, self._publisher, self._seek
+            self._context, sources, homes, self.board, self._arrived, self._seek
         )
-        self.merges = taken.merges
+        self._producer, self.prices, self.merges = taken.producer, taken.prices, taken.merges
         self._catch_up_policies()
-        for partition, (table, producer) in taken.sources.items():
-            self._producers.append(producer)
-            self.prices[partition] = PriceStage(
-                self._context, table, producer, self._seek_events(partition), self._on_commit
-            )
-        stages: list[PriceStage | MergeStage] = [*self.prices.values(), *self.merges.values()]
-        self._tasks = [self._spawn(stage.run(), type(stage).__name__) for stage in stages]
+        loop = FlushLoop(
+            self._context,
+            taken.producer,
+            taken.prices,
+            taken.merges,
+            self._arrived,
+            self._fetched,
+        )
+        self._flushing = self._spawn(loop.run(), "flushes")
         log.info("serving source partitions %s and merge partitions %s", sources, homes)
         self.assigned.set()
 
     async def release(self) -> None:
-        """Finishes the flushes that have begun and lets every partition go."""
+        """Finishes the flush that has begun and lets every partition go."""
         self.assigned.clear()
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
+        flushing, self._flushing = self._flushing, None
         for stage in (*self.prices.values(), *self.merges.values()):
             stage.inbox.close()
-        if tasks:
-            await asyncio.wait(tasks, timeout=RELEASE_TIMEOUT_S)
-        producers, self._producers = self._producers, []
-        await asyncio.gather(*(producer.close() for producer in producers), return_exceptions=True)
+        if flushing is not None:
+            flushing.cancel()
+            await asyncio.wait([flushing], timeout=RELEASE_TIMEOUT_S)
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await producer.close()
         self.prices, self.merges = {}, {}
 
     async def on_events(self, piece: Slice) -> None:
@@ -138,26 +138,13 @@ class Flow:
         if stage is not None:
             await stage.inbox.offer(piece)
 
-    def _seek_events(self, partition: int) -> Callable[[int], Awaitable[None]]:
-        async def seek_partition(offset: int) -> None:
-            await self._seek(self._context.topics.events, partition, offset)
-
-        return seek_partition
-
-    def _on_commit(self, partials: list[tuple[int, Partial]]) -> None:
-        # What this process has just committed need not come back through the broker first.
-        for home, partial in partials:
-            merge = self.merges.get(home)
-            if merge is not None:
-                merge.offer_local(partial)
-
     def _on_policy(self, changed: Policy | str) -> None:
         for merge in self.merges.values():
             if isinstance(changed, Policy):
                 merge.accounts.put_policy(changed)
             else:
                 merge.accounts.delete_policy(changed)
-            merge.wake()
+        self._arrived.set()
 
     def _catch_up_policies(self) -> None:
         """Gives new merges what ``_on_policy`` could not: changes while they were taken over."""
@@ -187,41 +174,19 @@ class Flow:
             await asyncio.sleep(REGISTRY_INTERVAL_S)
             await self.board.keep_registry()
 
-    async def _keep_marking(self) -> None:
-        """Tells every merge partition what each of our source partitions contains."""
+    async def _keep_seeking(self) -> None:
         while True:
-            await asyncio.sleep(MARK_INTERVAL_S)
+            await asyncio.sleep(RESEEK_INTERVAL_S)
             for stage in (*self.prices.values(), *self.merges.values()):
                 await stage.inbox.retry_seek()
-            marks = [self._mark(partition, stage) for partition, stage in self.prices.items()]
-            if marks:
-                homes = range(self._context.partitions)
-                await asyncio.gather(*(self._send_partials(home, marks) for home in homes))
 
-    def _mark(self, partition: int, stage: PriceStage) -> Partial:
-        fetched = self._fetched(TP(self._context.topics.events, partition))
-        mark: Mark = stage.mark(fetched)
-        if fetched is not None:
-            metrics.SOURCE_LAG.labels(partition).set(fetched.highwater - mark.next_offset)
-        return Partial(
-            PARTIAL_VERSION,
-            self._context.epoch,
-            mark.source,
-            mark.flush,
-            0,
-            True,
-            mark.next_offset,
-            mark.as_of_ms,
-            [],
+    async def _ask_time(self) -> None:
+        """Learns the broker's time from a record without any cells."""
+        probe = Partial(PARTIAL_VERSION, self._context.epoch, PROBE_SOURCE, 0, 0, False, 0, 0, [])
+        sent = await self._registrar.send_and_wait(
+            self._context.topics.partials,
+            encode_partial(probe),
+            key=b"%d" % PROBE_SOURCE,
+            partition=0,
         )
-
-    def _probe(self) -> Partial:
-        return Partial(PARTIAL_VERSION, self._context.epoch, PROBE_SOURCE, 0, 0, False, 0, 0, [])
-
-    async def _send_partials(self, home: int, partials: list[Partial]) -> None:
-        records = [Record(b"%d" % p.source, encode_partial(p)) for p in partials]
-        topic = self._context.topics.partials
-        for future, _ in await send_records(self._publisher, topic, home, records):
-            metadata = await future
-            if metadata.timestamp is not None:
-                self._context.clock.observe(metadata.timestamp)
+        self._context.clock.observe(sent.timestamp)

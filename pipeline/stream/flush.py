@@ -73,9 +73,9 @@ def fill_outbox(
     table: SourceTable,
     flush: Flush,
     partials: list[tuple[int, Partial]],
-) -> Outbox:
-    """Everything the transaction of ``flush`` sends."""
-    outbox = Outbox()
+    outbox: Outbox,
+) -> None:
+    """Puts everything that ``flush`` sends into ``outbox``."""
     topics, partition, taken = context.topics, table.partition, flush.taken
     for key, value in table.journal.records(flush.position, flush.changed, table.totals):
         outbox.add(topics.totals, partition, Record(key, value))
@@ -96,7 +96,6 @@ def fill_outbox(
         source = forwarded.record
         record = Record(source.key, source.value, forwarded.headers)
         outbox.add(topics.events, forwarded.home, record)
-    return outbox
 
 
 def _blocks(context: StreamContext, partition: int, flush: Flush) -> list[PricedBlock]:

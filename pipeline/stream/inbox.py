@@ -50,10 +50,16 @@ def _size_bytes(record: ConsumerRecord) -> int:
 
 
 class Inbox:
-    """``reached`` is the position after the last slice that was taken out."""
+    """``reached`` is the position after the last slice that was taken out.
 
-    def __init__(self, position: int, seek: Callable[[int], Awaitable[None]]) -> None:
+    ``arrived`` is set when something was put in; whoever waits for it clears it.
+    """
+
+    def __init__(
+        self, position: int, seek: Callable[[int], Awaitable[None]], arrived: asyncio.Event
+    ) -> None:
         self.reached = position
+        self._arrived = arrived
         self._seek = seek
         self._expected = position
         self._slices: deque[_Part] = deque()
@@ -62,12 +68,16 @@ class Inbox:
         self._closed = False
         self._sought_at = float("-inf")
         self._is_seeking = False
-        self.arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
 
     def __len__(self) -> int:
         return self._pending
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits, not even a slice without records."""
+        return not self._slices
 
     async def offer(self, piece: Slice) -> None:
         """Puts a slice in; waits while ``MAX_PENDING_RECORDS`` or ``_BYTES`` are pending."""
@@ -85,7 +95,7 @@ class Inbox:
             self._pending_bytes += part.size_bytes
         if not self._has_room():
             self._room.clear()
-        self.arrived.set()
+        self._arrived.set()
 
     def take(self, limit: int) -> list[ConsumerRecord]:
         """The pending records, about ``limit`` at most; moves ``reached``.
@@ -106,8 +116,6 @@ class Inbox:
             if records or piece.records:
                 records += [r for r in piece.records if r.offset >= self.reached]
             self.reached = piece.next_position
-        if not self._slices:
-            self.arrived.clear()
         if self._has_room():
             self._room.set()
         return records

@@ -1,20 +1,13 @@
 """The merge stage: the states of the scopes that are homed at one partition.
 
 It is a view: cells come cumulative and stamped from every source partition, so any of them may be
-applied again, and nothing but ``budget.state`` is written. What a crash can leave behind is a
-state that was computed and not sent; recovery computes it again and sends it.
-
-A former owner that wakes up late may still send an old state, which a plain producer cannot
-prevent. Each acknowledgement says at which offset our records were written: when that is not where
-our last ones ended, somebody else wrote in between, and those keys are published again with a
-higher version, at the latest with the next heartbeat.
+applied again, and nothing but ``budget.state`` is written. Its records travel in the same
+transactions as everything else this worker writes, so a former owner cannot publish; what a crash
+leaves unsent is computed again by the next owner.
 """
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 
-from aiokafka import AIOKafkaProducer
 from aiokafka.structs import ConsumerRecord
 
 from pipeline import metrics
@@ -30,13 +23,9 @@ from pipeline.core.budgets import (
 from pipeline.core.errors import CorruptRecord
 from pipeline.core.partials import Partial, decode_partial
 from pipeline.core.windows import DAY_MS
-from pipeline.faults import point
 from pipeline.stream.context import StreamContext
 from pipeline.stream.inbox import Inbox
-from pipeline.stream.reader import read_to_end
-from pipeline.stream.transaction import Record, send_records
-
-log = logging.getLogger(__name__)
+from pipeline.stream.transaction import Outbox, Record
 
 HEARTBEAT_S = 0.5
 PUBLISH_RECORDS = 2_000
@@ -46,12 +35,15 @@ BUSY_INTERVAL_S = 0.1
 CATCH_UP_S = 1.0
 TAKE_RECORDS = 1_000
 VERSION_BITS = 36
-VERSION_STEP = 16
 VERSION_HEADER = "version"
 
 
 class MergeStage:
-    """Owns the states of one partition between its assignment and its revocation."""
+    """Owns the states of one partition between its assignment and its revocation.
+
+    ``sources`` are the source partitions that live in the same worker: their partials come by
+    ``apply_local``, and need not be read back.
+    """
 
     def __init__(
         self,
@@ -60,83 +52,67 @@ class MergeStage:
         accounts: Accounts,
         applied: dict[int, int],
         version: int,
-        state_offset: int,
-        producer: AIOKafkaProducer,
-        position: int,
-        seek: Callable[[int], Awaitable[None]],
+        sources: Iterable[int],
+        inbox: Inbox,
     ) -> None:
         self._context = context
         self._partition = partition
         self.accounts = accounts
+        self.inbox = inbox
         # By source: the last flush that is contained completely, and the part after it.
         self._applied = applied
         self._parts: dict[int, tuple[int, int]] = {}
         self._marks: dict[int, tuple[int, int]] = {}
         self._published_marks: dict[int, tuple[int, int]] = {}
         self._version = version
-        self._state_offset = state_offset
-        self._producer = producer
-        self._local: list[Partial] = []
-        self._heartbeat_at = 0.0
+        self._local_keys = {b"%d" % source for source in sources}
+        self._heartbeat_at_s = 0.0
         self._day = 0
-        self._busy_until = 0.0
-        self._caught_up_at = 0.0
-        self.inbox = Inbox(position, seek)
+        self._busy_until_s = 0.0
+        self._caught_up_at_s = 0.0
 
-    def offer_local(self, partial: Partial) -> None:
-        """Takes a partial whose transaction this process has just committed."""
-        self._local.append(partial)
-        self.inbox.arrived.set()
+    def apply_local(self, partial: Partial) -> None:
+        """Takes a partial of a source partition that lives in this worker."""
+        self._apply(partial)
 
-    def wake(self) -> None:
-        """Makes the stage look at its accounts now, after a policy has changed."""
-        self.inbox.arrived.set()
+    def due_s(self, now_s: float) -> float:
+        """When this stage wants to be asked again, without anything having arrived."""
+        if not self.accounts.dirty:
+            return self._heartbeat_at_s + HEARTBEAT_S if self._is_marked else now_s + HEARTBEAT_S
+        if self.accounts.has_urgent:
+            return now_s
+        return max(now_s, self._busy_until_s)
 
-    async def run(self) -> None:
-        """Applies and publishes until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._wait(loop)
-            if not self._must_catch_up(loop):
-                self._apply_local()
-                for record in self.inbox.take(TAKE_RECORDS):
-                    self._apply_record(record)
-            await self._publish(loop)
-            if loop.time() - self._heartbeat_at >= HEARTBEAT_S:
-                self._heartbeat_at = loop.time()
-                if len(self._published_marks) == self._context.partitions:
-                    await self._send([self._heartbeat()])
+    def gather(self, outbox: Outbox, now_s: float) -> None:
+        """Applies what arrived, and puts the states and heartbeats that are due into ``outbox``."""
+        if not self._must_catch_up(now_s):
+            for record in self.inbox.take(TAKE_RECORDS):
+                self._apply_record(record)
+        self._publish(outbox, now_s)
+        if self._is_marked and now_s - self._heartbeat_at_s >= HEARTBEAT_S:
+            self._heartbeat_at_s = now_s
+            self._add(outbox, self._heartbeat())
 
-    async def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self.accounts.dirty > BUSY_RECORDS and loop.time() >= self._busy_until:
-            await asyncio.sleep(0)
-            return
-        until_s = max(0.001, self._heartbeat_at + HEARTBEAT_S - loop.time())
-        if self.accounts.dirty:
-            until_s = min(until_s, max(0.001, self._busy_until - loop.time()))
-        try:
-            await asyncio.wait_for(self.inbox.arrived.wait(), until_s)
-        except TimeoutError:
-            return
-
-    def _apply_local(self) -> None:
-        partials, self._local = self._local, []
-        for partial in partials:
-            self._apply(partial)
+    @property
+    def _is_marked(self) -> bool:
+        """Whether every source partition has said what it contains."""
+        return len(self._published_marks) == self._context.partitions
 
     def _apply_record(self, record: ConsumerRecord) -> None:
-        try:
-            partial = decode_partial(record.value)
-        except CorruptRecord as error:
-            topic = self._context.topics.partials
-            where = f"{topic} partition {self._partition} offset {record.offset}"
-            raise CorruptRecord(f"{where}: {error}") from error
         # The broker's time in the log ends periods; no wall clock of a worker does.
         day = record.timestamp // DAY_MS
         if day > self._day:
             self._day = day
             self.accounts.expire(record.timestamp)
         self.accounts.advance(record.timestamp)
+        if record.key in self._local_keys:
+            return
+        try:
+            partial = decode_partial(record.value)
+        except CorruptRecord as error:
+            topic = self._context.topics.partials
+            where = f"{topic} partition {self._partition} offset {record.offset}"
+            raise CorruptRecord(f"{where}: {error}") from error
         self._apply(partial)
 
     def _apply(self, partial: Partial) -> None:
@@ -162,34 +138,29 @@ class MergeStage:
             return False
         return (partial.flush, partial.part) > self._parts.get(source, (0, -1))
 
-    def _must_catch_up(self, loop: asyncio.AbstractEventLoop) -> bool:
-        return self.accounts.dirty > 0 and loop.time() - self._caught_up_at >= CATCH_UP_S
+    def _must_catch_up(self, now_s: float) -> bool:
+        return self.accounts.dirty > 0 and now_s - self._caught_up_at_s >= CATCH_UP_S
 
-    async def _publish(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _publish(self, outbox: Outbox, now_s: float) -> None:
         accounts = self.accounts
-        is_due = accounts.has_urgent or loop.time() >= self._busy_until
-        if accounts.dirty and (is_due or self._must_catch_up(loop)):
+        is_due = accounts.has_urgent or now_s >= self._busy_until_s
+        if accounts.dirty and (is_due or self._must_catch_up(now_s)):
             changes = accounts.changes(PUBLISH_RECORDS)
             if len(changes) > BUSY_RECORDS:
-                self._busy_until = loop.time() + BUSY_INTERVAL_S
+                self._busy_until_s = now_s + BUSY_INTERVAL_S
             if changes:
-                point("merge-computed")
-                await self._send(self._state_records(changes))
+                self._add_states(outbox, changes)
                 metrics.STATES_PUBLISHED.inc(len(changes))
         if not accounts.dirty:
             self._published_marks = dict(self._marks)
-            self._caught_up_at = loop.time()
+            self._caught_up_at_s = now_s
 
-    def _state_records(self, changes: Iterable[Change]) -> list[Record]:
+    def _add_states(self, outbox: Outbox, changes: Iterable[Change]) -> None:
         self._version += 1
         as_of_ms = self._context.clock.now_ms()
-        return [
-            Record(
-                change.key.encode(),
-                None if change.state is None else state_json(change.state, self._version, as_of_ms),
-            )
-            for change in changes
-        ]
+        for key, state in changes:
+            value = None if state is None else state_json(state, self._version, as_of_ms)
+            self._add(outbox, Record(key.encode(), value))
 
     def _heartbeat(self) -> Record:
         marks = self._published_marks
@@ -201,27 +172,8 @@ class MergeStage:
         headers = [(VERSION_HEADER, b"%d" % self._version)]
         return Record(heartbeat_key(self._partition).encode(), value, headers)
 
-    async def _send(self, records: list[Record]) -> None:
-        topic = self._context.topics.state
-        for future, count in await send_records(self._producer, topic, self._partition, records):
-            offset = (await future).offset
-            if offset != self._state_offset:
-                await self._heal(offset)
-            self._state_offset = offset + count
-
-    async def _heal(self, our_offset: int) -> None:
-        """Compares anew every key that somebody else wrote before ``our_offset``."""
-        topic = self._context.topics.state
-        log.warning("partition %d of %s has another writer", self._partition, topic)
-        start = {self._partition: self._state_offset}
-        async for records in read_to_end(
-            self._context.client, topic, [self._partition], start=start
-        ):
-            for record in records:
-                key = (record.key or b"").decode(errors="replace")
-                if record.offset < our_offset and not is_heartbeat(key):
-                    self._version = max(self._version, version_of(record))
-                    self.accounts.publish_again(key)
+    def _add(self, outbox: Outbox, record: Record) -> None:
+        outbox.add(self._context.topics.state, self._partition, record)
 
 
 def version_of(record: ConsumerRecord) -> int:

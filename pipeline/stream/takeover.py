@@ -1,7 +1,6 @@
 """Taking over partitions: the order that keeps a former owner from being half believed.
 
-    1 fence     a transactional producer per source partition: former owners are shut out and
-                what they left open is decided
+    1 own       former owners are fenced, and what they left open is decided (``stream.ownership``)
     2 note      where the partials of each merge partition end now
     3 read      the totals journals of *all* source partitions to what is appended by now, open
                 transactions waited for (one whose marker has reached the partials before 2 may
@@ -16,8 +15,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from aiokafka import AIOKafkaProducer
-
 from pipeline.core.accounts import Accounts
 from pipeline.core.budgets import is_heartbeat
 from pipeline.core.errors import CorruptRecord, Refused
@@ -25,9 +22,12 @@ from pipeline.core.totals import SourceTotals
 from pipeline.core.windows import DAY_MS
 from pipeline.stream.context import StreamContext
 from pipeline.stream.flush import scope_home
+from pipeline.stream.inbox import Inbox
 from pipeline.stream.journal import JournalReader, Position
-from pipeline.stream.merging import VERSION_BITS, VERSION_STEP, MergeStage, version_of
+from pipeline.stream.merging import VERSION_BITS, MergeStage, version_of
+from pipeline.stream.ownership import Ownership
 from pipeline.stream.policy_board import PolicyBoard
+from pipeline.stream.pricing import PriceStage
 from pipeline.stream.reader import end_offsets, read_to_end
 from pipeline.stream.tables import SourceTable, read_ids, read_totals, restore_source
 from pipeline.stream.transaction import FencedProducer
@@ -38,9 +38,10 @@ Seek = Callable[[str, int, int], Awaitable[None]]
 
 @dataclass(slots=True)
 class Takeover:
-    """What was taken over: source tables with their fenced producers, and merge stages."""
+    """What was taken over: the stages, and the producer that may write for them."""
 
-    sources: dict[int, tuple[SourceTable, FencedProducer]]
+    producer: FencedProducer
+    prices: dict[int, PriceStage]
     merges: dict[int, MergeStage]
 
 
@@ -49,14 +50,15 @@ async def take_over(
     sources: list[int],
     homes: list[int],
     board: PolicyBoard,
-    publisher: AIOKafkaProducer,
+    arrived: asyncio.Event,
     seek: Seek,
 ) -> Takeover:
     """Takes source partitions ``sources`` and merge partitions ``homes``.
 
-    Raises ``CorruptRecord`` or ``Refused`` when what is found cannot be trusted.
+    ``arrived`` is set whenever a stage has got work. Raises ``CorruptRecord`` or ``Refused`` when
+    what is found cannot be trusted.
     """
-    producers = await _fence(context, sources)
+    producer = await Ownership(context.client, context.topics, sources, homes).take()
     try:
         starts = await _partial_ends(context, homes)
         everywhere = list(range(context.partitions)) if homes else sources
@@ -65,20 +67,19 @@ async def take_over(
         horizon_ms = context.settings.dedupe_days * DAY_MS
         tables = {p: restore_source(p, totals[p], ids[p], horizon_ms) for p in sources}
         await _verify_positions(context, tables)
-        merges = await _merges(context, homes, totals, starts, board, publisher, seek)
+        prices = {
+            p: PriceStage(context, tables[p], _seek_to(seek, context.topics.events, p), arrived)
+            for p in sources
+        }
+        inboxes = {
+            home: Inbox(starts[home], _seek_to(seek, context.topics.partials, home), arrived)
+            for home in homes
+        }
+        merges = await _merges(context, inboxes, totals, board, sources)
     except BaseException:
-        await asyncio.gather(*(p.close() for p in producers.values()), return_exceptions=True)
+        await producer.close()
         raise
-    return Takeover({p: (tables[p], producers[p]) for p in sources}, merges)
-
-
-async def _fence(context: StreamContext, sources: list[int]) -> dict[int, FencedProducer]:
-    producers = {
-        p: FencedProducer(context.client, context.transactional_id(p), context.group_id)
-        for p in sources
-    }
-    await asyncio.gather(*(producer.fence() for producer in producers.values()))
-    return producers
+    return Takeover(producer, prices, merges)
 
 
 async def _partial_ends(context: StreamContext, homes: list[int]) -> dict[int, int]:
@@ -108,16 +109,14 @@ async def _verify_positions(context: StreamContext, tables: dict[int, SourceTabl
 
 async def _merges(
     context: StreamContext,
-    homes: list[int],
+    inboxes: dict[int, Inbox],
     totals: dict[int, JournalReader],
-    starts: dict[int, int],
     board: PolicyBoard,
-    publisher: AIOKafkaProducer,
-    seek: Seek,
+    sources: list[int],
 ) -> dict[int, MergeStage]:
-    if not homes:
+    if not inboxes:
         return {}
-    accounts = {home: _accounts(context, home) for home in homes}
+    accounts = {home: _accounts(context, home) for home in inboxes}
     applied: dict[int, int] = {}
     for source, reader in totals.items():
         cells = SourceTotals()
@@ -128,24 +127,15 @@ async def _merges(
             home = accounts.get(scope_home(cell.scope, context.partitions))
             if home is not None:
                 home.apply_cell(source, cell.scope, cell.day, cell.totals())
-    for home in homes:
-        for policy in board.policies():
-            accounts[home].put_policy(policy)
+    for policy in board.policies():
+        for account in accounts.values():
+            account.put_policy(policy)
     versions = await _restore_published(context, accounts)
-    state_ends = await end_offsets(context.client, context.topics.state, homes)
     return {
         home: MergeStage(
-            context,
-            home,
-            accounts[home],
-            dict(applied),
-            versions[home],
-            state_ends[home],
-            publisher,
-            starts[home],
-            _seek_to(seek, context.topics.partials, home),
+            context, home, accounts[home], dict(applied), versions[home], sources, inbox
         )
-        for home in homes
+        for home, inbox in inboxes.items()
     }
 
 
@@ -178,8 +168,7 @@ async def _restore_published(
     for home, published in last.items():
         for key, value in published.items():
             accounts[home].restore_published(key, value)
-    # A former owner may have sent one more flush that is not in the log yet.
-    return {home: version + VERSION_STEP for home, version in versions.items()}
+    return versions
 
 
 def _seek_to(seek: Seek, topic: str, partition: int) -> Callable[[int], Awaitable[None]]:

@@ -115,7 +115,17 @@ SPECS: Mapping[str, TopicSpec] = {
     "registry": TopicSpec(
         "tallyport.policies", "the last valid policy of each key", "compact", single=True
     ),
+    "owners": TopicSpec(
+        "tallyport.owners", "which worker may write for which partition", "compact", single=True
+    ),
     "epoch": TopicSpec("tallyport.epoch", "the identity of this log", "delete", single=True),
+    "changes": TopicSpec(
+        "tallyport.changes",
+        "who changed which policy or price",
+        "delete",
+        single=True,
+        timestamp_type="LogAppendTime",
+    ),
 }
 
 
@@ -134,19 +144,23 @@ class Topics:
     ids: str
     rules: str
     registry: str
+    owners: str
     epoch: str
+    changes: str
 
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
         self.worker_group = f"{prefix}tallyport-worker"
         self.sink_group = f"{prefix}tallyport-sink"
-        self.transactional_id_prefix = f"{prefix}tallyport-price-"
+        self.transactional_id_prefix = f"{prefix}tallyport-worker-"
+        self.change_transactional_id = f"{prefix}tallyport-change"
+        self.restore_transactional_id = f"{prefix}tallyport-restore"
         for attribute, spec in SPECS.items():
             setattr(self, attribute, prefix + spec.name)
 
-    def transactional_id(self, partition: int) -> str:
-        """The transactional id of the owner of one partition of ``usage.events``."""
-        return f"{self.transactional_id_prefix}{partition}"
+    def transactional_id(self, owner: str) -> str:
+        """The transactional id of one worker during one assignment."""
+        return f"{self.transactional_id_prefix}{owner}"
 
     @property
     def specs(self) -> dict[str, TopicSpec]:
@@ -260,7 +274,7 @@ def _wrong_partitions(topics: Topics, found: Mapping[str, int], partitions: int)
             "recreate it with one partition"
             if spec.single
             else f"set TALLYPORT_PARTITIONS={found[name]} to go on with it, or to grow take a new "
-            "TALLYPORT_TOPIC_PREFIX with an empty ledger"
+            "TALLYPORT_TOPIC_PREFIX and run `tallyport rebuild`"
         )
         wrong.append(f"topic {name} has {found[name]} partitions instead of {expected}: {advice}")
     return wrong

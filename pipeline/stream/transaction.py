@@ -1,8 +1,7 @@
-"""One flush = one Kafka transaction of one source partition.
+"""The transactions of a worker: everything it writes for its partitions goes through one producer.
 
-``transactional.id`` belongs to the source partition, so the broker itself fences a former owner:
-once the new owner has called ``fence``, nothing that the old one still had in its buffers can
-become visible, and whatever it left open has been aborted.
+The broker itself fences a former owner: once the new one has called ``fence`` with its id, nothing
+that it still had in its buffers can become visible, and whatever it left open has been decided.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import aiokafka.producer.sender
 from aiokafka import AIOKafkaProducer
 from aiokafka.producer.message_accumulator import BatchBuilder
-from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from aiokafka.structs import OffsetAndMetadata, RecordMetadata, TopicPartition
 
 from pipeline.faults import point
 
@@ -106,7 +105,7 @@ def _append(batch: Any, record: Record) -> bool:
 
 
 class FencedProducer:
-    """The transactional producer of one source partition."""
+    """The transactional producer of one worker during one assignment."""
 
     def __init__(self, client: Mapping[str, Any], transactional_id: str, group_id: str) -> None:
         self._group_id = group_id
@@ -120,24 +119,26 @@ class FencedProducer:
             linger_ms=0,
         )
 
-    async def fence(self) -> None:
-        """Shuts out every earlier owner; returns when its open transaction has been decided."""
+    async def start(self) -> None:
+        """Shuts out every earlier user of the same id; returns when its transaction is decided."""
         await self._producer.start()
 
-    async def commit(self, outbox: Outbox, offsets: Mapping[TopicPartition, int]) -> None:
+    async def commit(
+        self, outbox: Outbox, offsets: Mapping[TopicPartition, int]
+    ) -> list[RecordMetadata]:
         """Sends everything and commits it, with ``offsets`` for the group when there are any.
 
-        On any error the caller must not go on with its memory: the process ends and recovers.
+        Returns where each batch was written, and when. On any error the caller must not go on
+        with its memory: the process ends and recovers.
         """
         producer = self._producer
-        await producer.begin_transaction()
+        await self._begin()
         point("price-begun")
         sent: list[tuple[Any, int]] = []
         for (topic, partition), records in outbox.records.items():
             sent += await send_records(producer, topic, partition, records)
         point("price-sent")
-        for future, _ in sent:
-            await future
+        written: list[RecordMetadata] = [await future for future, _ in sent]
         point("price-acked")
         if offsets:
             await producer.send_offsets_to_transaction(
@@ -146,7 +147,40 @@ class FencedProducer:
             )
         point("price-offsets")
         await producer.commit_transaction()
+        await self._prepare(outbox)
+        return written
+
+    async def _begin(self) -> None:
+        manager = self._manager
+        if manager.is_fatal_error():
+            await manager.wait_for_transaction_end()  # raises what happened
+        if not manager.is_in_transaction():
+            await self._producer.begin_transaction()
+
+    async def _prepare(self, outbox: Outbox) -> None:
+        """Begins the next transaction with the partitions of the last one, in the background.
+
+        Registering partitions takes a request, and has to wait until the markers of the last
+        transaction are written. Doing it now takes both out of the next flush's way. Nothing
+        holds readers back before data is written.
+        """
+        await self._producer.begin_transaction()
+        for topic, partition in outbox.records:
+            self._manager.maybe_add_partition_to_txn(TopicPartition(topic, partition))
+
+    @property
+    def _manager(self) -> Any:
+        return self._producer._txn_manager  # pyright: ignore[reportPrivateUsage]
 
     async def close(self) -> None:
         """Ends the producer; an open transaction is left to the next owner's fence."""
         await self._producer.stop()
+
+
+async def fence(client: Mapping[str, Any], transactional_id: str) -> None:
+    """Shuts out whoever writes under ``transactional_id``; its open transaction is decided."""
+    producer = FencedProducer(client, transactional_id, "")
+    try:
+        await producer.start()
+    finally:
+        await producer.close()

@@ -498,19 +498,6 @@ def test_restored_records(world: World) -> None:
     }
 
 
-def test_what_somebody_else_overwrote_is_published_again(world: World) -> None:
-    world.put(monthly("port:a", 100))
-    world.drain()
-    world.accounts.publish_again("port:a|tokens|month")
-    world.accounts.publish_again("port:b|tokens|month")
-    world.accounts.publish_again(heartbeat_key(0))
-    changes = world.accounts.changes(10)
-    assert [(c.key, c.state is None) for c in changes] == [
-        ("port:a|tokens|month", False),
-        ("port:b|tokens|month", True),
-    ]
-
-
 def test_expired_days_are_dropped_and_stay_out(world: World) -> None:
     world.put(Policy("user:*", "tokens", "rolling-30d", hard_cap=10))
     world.cell(0, "user:u", 0, tokens(5))

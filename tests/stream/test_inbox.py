@@ -34,19 +34,20 @@ def taken(inbox: Inbox, limit: int = 1_000) -> list[int]:
 
 async def test_old_slices_are_left_out_and_overlaps_trimmed() -> None:
     seeks = Seeks()
-    inbox = Inbox(10, seeks)
+    arrived = asyncio.Event()
+    inbox = Inbox(10, seeks, arrived)
     await inbox.offer(piece(0, 10))
-    assert (len(inbox), inbox.arrived.is_set()) == (0, False)
+    assert (inbox.is_empty, arrived.is_set()) == (True, False)
     await inbox.offer(piece(5, 15))
     await inbox.offer(piece(5, 15))
     await inbox.offer(piece(12, 18))
     assert taken(inbox) == list(range(10, 18))
-    assert (inbox.reached, len(inbox), inbox.arrived.is_set()) == (18, 0, False)
+    assert (inbox.reached, inbox.is_empty, arrived.is_set()) == (18, True, True)
     assert seeks == []
 
 
 async def test_a_slice_without_records_moves_the_position() -> None:
-    inbox = Inbox(0, Seeks())
+    inbox = Inbox(0, Seeks(), asyncio.Event())
     await inbox.offer(piece(0, 0, reaches=3))
     assert taken(inbox) == []
     assert inbox.reached == 3
@@ -57,7 +58,7 @@ async def test_a_slice_without_records_moves_the_position() -> None:
 
 async def test_a_jump_seeks_back_once_and_nothing_is_lost() -> None:
     seeks = Seeks()
-    inbox = Inbox(0, seeks)
+    inbox = Inbox(0, seeks, asyncio.Event())
     await inbox.offer(piece(0, 5))
     for first in (10, 15, 20):
         await inbox.offer(piece(first, first + 5))
@@ -70,14 +71,14 @@ async def test_a_jump_seeks_back_once_and_nothing_is_lost() -> None:
 async def test_a_second_jump_seeks_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbox_module, "RESEEK_S", 0.0)
     seeks = Seeks()
-    inbox = Inbox(0, seeks)
+    inbox = Inbox(0, seeks, asyncio.Event())
     await inbox.offer(piece(5, 6))
     await inbox.offer(piece(7, 8))
     assert seeks == [0, 0]
 
 
 async def test_takes_are_bounded_and_join() -> None:
-    inbox = Inbox(0, Seeks())
+    inbox = Inbox(0, Seeks(), asyncio.Event())
     await inbox.offer(piece(0, 6))
     await inbox.offer(piece(6, 12))
     await inbox.offer(piece(12, 18))
@@ -88,12 +89,12 @@ async def test_takes_are_bounded_and_join() -> None:
 
 async def test_takes_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbox_module, "MAX_TAKE_BYTES", 100)
-    inbox = Inbox(0, Seeks())
+    inbox = Inbox(0, Seeks(), asyncio.Event())
     await inbox.offer(piece(0, 25, size_bytes=10, reaches=27))
     await inbox.offer(piece(27, 28, size_bytes=1_000))
     await inbox.offer(piece(28, 30, size_bytes=10))
     runs: list[tuple[list[int], int]] = []
-    while inbox.arrived.is_set():
+    while not inbox.is_empty:
         runs.append((taken(inbox), inbox.reached))
     assert runs == [
         (list(range(10)), 10),
@@ -112,7 +113,7 @@ async def test_who_offers_too_much_waits(
     bound: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inbox_module, bound, most)
-    inbox = Inbox(0, Seeks())
+    inbox = Inbox(0, Seeks(), asyncio.Event())
     await inbox.offer(piece(0, 6))
     await inbox.offer(piece(6, 12))
     late = asyncio.create_task(inbox.offer(piece(12, 18)))
@@ -126,7 +127,7 @@ async def test_who_offers_too_much_waits(
 
 async def test_closing_frees_whoever_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbox_module, "MAX_PENDING_RECORDS", 1)
-    inbox = Inbox(0, Seeks())
+    inbox = Inbox(0, Seeks(), asyncio.Event())
     await inbox.offer(piece(0, 6))
     late = asyncio.create_task(inbox.offer(piece(6, 12)))
     await asyncio.sleep(0.01)

@@ -73,7 +73,7 @@ async def test_the_attribute_names_lead_to_the_full_names(topic_prefix: str) -> 
     topics = Topics(topic_prefix)
     assert {getattr(topics, attribute) for attribute in SPECS} == set(topics.names)
     assert topics.events == f"{topic_prefix}usage.events"
-    assert topics.transactional_id(3) == f"{topic_prefix}tallyport-price-3"
+    assert topics.transactional_id("a") == f"{topic_prefix}tallyport-worker-a"
 
 
 async def test_another_partition_count_is_refused_with_what_to_do(settings: Settings) -> None:

@@ -295,17 +295,6 @@ async def test_an_own_policy_replaces_the_wildcard(served: WorkerDeployment) -> 
         await served.state_gone(key)
 
 
-async def test_what_somebody_else_wrote_is_overtaken(served: WorkerDeployment) -> None:
-    await served.set_policy(scope="org:healed", unit="tokens", period="day", hard_cap=1_000)
-    key = "org:healed|tokens|day"
-    truth = await served.state_is(key, used=0, hard_cap=1_000)
-    home = home_of("org:healed")
-    lie = {**truth, "used": 999, "version": truth["version"] - 1}
-    await served.put(served.topics.state, key, lie, partition=home)
-    healed = await served.state_is(key, used=0, hard_cap=1_000)
-    assert healed["version"] > truth["version"]
-
-
 async def test_the_end_of_an_extra_is_published_without_traffic(served: WorkerDeployment) -> None:
     await served.publish([event(10, port_id="extra", input_tokens=105, output_tokens=0)])
     await served.settled()
