@@ -28,6 +28,8 @@ from pipeline.stream.inbox import Inbox
 from pipeline.stream.transaction import Outbox, Record
 
 HEARTBEAT_S = 0.5
+# Beside new states: whoever holds a reservation until ``through`` has passed is waiting for it.
+STATES_HEARTBEAT_S = 0.1
 PUBLISH_RECORDS = 2_000
 BUSY_RECORDS = 200
 BUSY_INTERVAL_S = 0.1
@@ -88,8 +90,9 @@ class MergeStage:
         if not self._must_catch_up(now_s):
             for record in self.inbox.take(TAKE_RECORDS):
                 self._apply_record(record)
-        self._publish(outbox, now_s)
-        if self._is_marked and now_s - self._heartbeat_at_s >= HEARTBEAT_S:
+        has_published = self._publish(outbox, now_s)
+        interval_s = STATES_HEARTBEAT_S if has_published else HEARTBEAT_S
+        if self._is_marked and now_s - self._heartbeat_at_s >= interval_s:
             self._heartbeat_at_s = now_s
             self._add(outbox, self._heartbeat())
 
@@ -141,8 +144,10 @@ class MergeStage:
     def _must_catch_up(self, now_s: float) -> bool:
         return self.accounts.dirty > 0 and now_s - self._caught_up_at_s >= CATCH_UP_S
 
-    def _publish(self, outbox: Outbox, now_s: float) -> None:
+    def _publish(self, outbox: Outbox, now_s: float) -> bool:
+        """Puts the states that are due into ``outbox``; whether there were any."""
         accounts = self.accounts
+        changes: list[Change] = []
         is_due = accounts.has_urgent or now_s >= self._busy_until_s
         if accounts.dirty and (is_due or self._must_catch_up(now_s)):
             changes = accounts.changes(PUBLISH_RECORDS)
@@ -154,6 +159,7 @@ class MergeStage:
         if not accounts.dirty:
             self._published_marks = dict(self._marks)
             self._caught_up_at_s = now_s
+        return bool(changes)
 
     def _add_states(self, outbox: Outbox, changes: Iterable[Change]) -> None:
         self._version += 1
