@@ -172,8 +172,8 @@ def _labels(count: int, rng: Random) -> list[str]:
     labels.extend(["valid"] * (count - len(labels)))
     rng.shuffle(labels)
     repeats = ("duplicate", "altered-duplicate")
-    if labels[0] in repeats:
-        first = next(at for at, label in enumerate(labels) if label == "valid")
+    first = labels.index("valid")
+    if any(label in repeats for label in labels[:first]):
         labels[0], labels[first] = labels[first], labels[0]
     return labels
 

@@ -49,6 +49,11 @@ def test_same_seed_gives_the_same_day() -> None:
     assert digest(first) != digest(simulate(8, 2_000, END))
 
 
+def test_no_seed_begins_with_a_repeat_of_nothing() -> None:
+    for seed in (527, 2389):  # here a repeat would be drawn before any original
+        assert len(simulate(seed, 1_000, END)) == 1_000
+
+
 def test_every_case_occurs_and_counts_add_up() -> None:
     sent = simulate(events=22_000, end=END)
     expected = expectations(sent, END)
