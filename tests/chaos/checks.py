@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,21 @@ async def audit(environ: Mapping[str, str]) -> dict[str, Any]:
         return json.loads(out.decode().strip().splitlines()[-1])
     except (ValueError, IndexError):
         return {"ok": False, "error": f"no report: {err.decode()[-500:]}"}
+
+
+def differences(found: Mapping[str, Any]) -> list[str]:
+    """What an audit's report complains of: a line for each kind, with an example."""
+    if error := found.get("error"):
+        return [f"audit: {error}"]
+    kinds = defaultdict[tuple[str, str], list[Mapping[str, Any]]](list)
+    for one in found.get("differences", []):
+        kinds[one["part"], one["what"]].append(one)
+    return [
+        f"audit: {part}: {what}: {len(all_of_it)} times, as in partition {first['partition']} "
+        f"{first['subject']} {first['day']}: {first['expected']} expected, {first['found']} found"
+        for (part, what), all_of_it in kinds.items()
+        for first in all_of_it[:1]
+    ]
 
 
 def compare_ids(settings: Settings, produced: Mapping[str, set[str]]) -> list[str]:

@@ -22,7 +22,7 @@ from pipeline.settings import Settings, load_settings
 from pipeline.stream.topics import Topics, create_or_check_topics
 from tests.chaos.brokers import Brokers
 from tests.chaos.changes import PRICE_LEAD_S, Changes
-from tests.chaos.checks import audit, compare_ids, compare_versions
+from tests.chaos.checks import audit, compare_ids, compare_versions, differences
 from tests.chaos.faults import STEADY_WORKERS, Fault, Scene, all_faults, in_turn
 from tests.chaos.load import Load
 from tests.chaos.report import PLANNED_MOVES, Done, Report, Unserved, count_exits
@@ -256,10 +256,7 @@ class Engine:
     async def _check(self) -> None:
         await self._parts.wait_ready()
         self.report.audit = await audit(self._environ)
-        if error := self.report.audit.get("error"):
-            self.report.problems.append(f"audit: {error}")
-        for difference in self.report.audit.get("differences", [])[:20]:
-            self.report.problems.append(f"audit: {difference}")
+        self.report.problems += differences(self.report.audit)
         self.report.problems += await asyncio.to_thread(
             compare_ids, self._settings, self._load.produced
         )
