@@ -160,6 +160,15 @@ class Mirror:
             found.append(Entry(record, self._snapshot.partition_of.get(key)))
         return found
 
+    def everything(self) -> list[Entry]:
+        """Every mirrored state as it was last sent, with its partition."""
+        partition_of = self._snapshot.partition_of
+        return [
+            Entry(record, partition_of.get(RecordKey(state.scope, state.unit, state.period)))
+            for record in self._snapshot.table.records()
+            for state in (record.state,)
+        ]
+
     def asked(self, scopes: Iterable[str], now_ms: int, now_s: float) -> list[Asked]:
         """The policies to ask for ``scopes``, each with the freshness of its partition."""
         return [self.ask(entry, now_s) for scope in scopes for entry in self.entries(scope, now_ms)]

@@ -16,7 +16,7 @@ from pipeline.core.policies import policy_from_object
 from pipeline.core.scopes import record_key
 from pipeline.kafka import client_kwargs
 from pipeline.settings import Settings
-from pipeline.stream.policy_log import write_policy
+from pipeline.stream.policy_log import write_policies
 from pipeline.stream.topics import Topics
 from producers.steady import steady
 
@@ -44,8 +44,8 @@ class Latency:
 async def measure(settings: Settings, rate: int, seconds: int) -> Latency:
     """Sends ``rate`` events a second for ``seconds``; a worker must be running."""
     client, topics = client_kwargs(settings), Topics(settings.topic_prefix)
-    for policy in POLICIES:
-        await write_policy(client, topics, policy_from_object(policy))
+    policies = [policy_from_object(policy) for policy in POLICIES]
+    await write_policies(client, topics, "bench", policies)
     consumer = AIOKafkaConsumer(
         **client, isolation_level="read_committed", enable_auto_commit=False, fetch_max_wait_ms=50
     )

@@ -24,7 +24,7 @@ from pipeline.core.policies import policy_from_object
 from pipeline.kafka import client_kwargs
 from pipeline.ops.deployment import Deployment, child_environ
 from pipeline.settings import Settings
-from pipeline.stream.policy_log import write_policy
+from pipeline.stream.policy_log import write_policies
 from pipeline.stream.topics import Topics, create_or_check
 from producers.kafka import Publisher
 from producers.steady import steady
@@ -87,8 +87,8 @@ async def _round(deployment: Deployment, prefix: str, events: int, say: Say) -> 
     settings = deployment.settings.replaced(topic_prefix=prefix)
     await create_or_check(settings)
     client, topics = client_kwargs(settings), Topics(prefix)
-    for policy in POLICIES:
-        await write_policy(client, topics, policy_from_object(policy))
+    policies = [policy_from_object(policy) for policy in POLICIES]
+    await write_policies(client, topics, "bench", policies)
     say(f"{prefix} filling {events:,} events")
     async with Publisher(client, topics.events) as publisher:
         await publisher.send_many(steady(events, time.time_ns() % 2**32, end=datetime.now(UTC)))

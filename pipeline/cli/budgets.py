@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.cli.context import Kafka, on_kafka
+from pipeline.cli.context import Kafka, command_line_user, on_kafka
 from pipeline.cli.output import as_json, print_json, print_table
 from pipeline.core.errors import ConfigurationError, InvalidField, TallyportError
 
@@ -180,17 +180,18 @@ def _change(
 ) -> None:
     from pipeline.core.policies import merge_partial, policy_fields
     from pipeline.core.scopes import parse_scope, record_key
-    from pipeline.stream.policy_log import write_policy
+    from pipeline.stream.policy_log import PolicyEdit, edit_policies
 
     internal = parse_scope(scope)
+    key = record_key(internal, unit, period)
+    changed: list[Policy] = []
 
-    async def work(kafka: Kafka) -> "Policy":
-        current = (await _load(kafka)).policies.get(record_key(internal, unit, period))
-        policy = merge_partial(internal, unit, period, current, changes)
-        await write_policy(kafka.client, kafka.topics, policy)
-        return policy
+    def decide(view: "PolicyView") -> list[PolicyEdit]:
+        changed[:] = [merge_partial(internal, unit, period, view.policies.get(key), changes)]
+        return [PolicyEdit(key, changed[0])]
 
-    fields = policy_fields(on_kafka(work))
+    on_kafka(lambda kafka: edit_policies(kafka.client, kafka.topics, command_line_user(), decide))
+    fields = policy_fields(changed[0])
     if json_wanted:
         print_json(fields)
     else:
@@ -211,17 +212,16 @@ def disable(scope: str, unit: str, period: str, json_wanted: bool) -> None:
 def delete(scope: str, unit: str, period: str, json_wanted: bool) -> None:
     """Delete the policy of one budget; a wildcard policy applies again where there is one."""
     from pipeline.core.scopes import parse_scope, record_key
-    from pipeline.stream.policy_log import delete_policy
+    from pipeline.stream.policy_log import PolicyEdit, edit_policies
 
     key = record_key(parse_scope(scope), unit, period)
 
-    async def work(kafka: Kafka) -> None:
-        view = await _load(kafka)
-        if key not in view.policies and key.encode() not in {found.key for found in view.invalid}:
+    def decide(view: "PolicyView") -> list[PolicyEdit]:
+        if not view.knows(key):
             raise TallyportError(f"there is no policy {key}")
-        await delete_policy(kafka.client, kafka.topics, key)
+        return [PolicyEdit(key, None)]
 
-    on_kafka(work)
+    on_kafka(lambda kafka: edit_policies(kafka.client, kafka.topics, command_line_user(), decide))
     if json_wanted:
         print_json({"deleted": key})
     else:
@@ -238,19 +238,27 @@ def apply(file: Path, dry_run: bool, json_wanted: bool) -> None:
     Policies that the file does not name stay as they are. All are checked before any is written.
     """
     from pipeline.core.policies import policy_fields
-    from pipeline.stream.policy_log import write_policy
+    from pipeline.stream.policy_log import PolicyEdit, edit_policies
 
     policies = _read_file(file)
+    outcomes: list[str] = []
 
-    async def work(kafka: Kafka) -> list[tuple[str, "Policy"]]:
-        current = (await _load(kafka)).policies
-        changes = [(_outcome(current.get(policy.key), policy), policy) for policy in policies]
-        for outcome, policy in changes:
-            if outcome != "unchanged" and not dry_run:
-                await write_policy(kafka.client, kafka.topics, policy)
-        return changes
+    def decide(view: "PolicyView") -> list[PolicyEdit]:
+        outcomes[:] = [_outcome(view.policies.get(policy.key), policy) for policy in policies]
+        changed = zip(outcomes, policies, strict=True)
+        return [PolicyEdit(one.key, one) for outcome, one in changed if outcome != "unchanged"]
 
-    changes = [{"change": what, **policy_fields(policy)} for what, policy in on_kafka(work)]
+    async def work(kafka: Kafka) -> None:
+        if dry_run:
+            decide(await _load(kafka))
+        else:
+            await edit_policies(kafka.client, kafka.topics, command_line_user(), decide)
+
+    on_kafka(work)
+    changes = [
+        {"change": outcome, **policy_fields(policy)}
+        for outcome, policy in zip(outcomes, policies, strict=True)
+    ]
     if json_wanted:
         print_json({"dry_run": dry_run, "policies": changes})
     else:

@@ -34,6 +34,16 @@ def settings() -> "Settings":
     return load_settings(os.environ, DOTENV)
 
 
+def command_line_user() -> str:
+    """Who changes something from here, for the log of changes: ``cli:USER``."""
+    import getpass
+
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (OSError, KeyError):  # a container may run under a number without a name
+        return f"cli:{os.getuid()}"
+
+
 def on_kafka(work: Callable[[Kafka], Awaitable[T]], given: "Settings | None" = None) -> T:
     """Run a coroutine against the deployment's Kafka, once it is known to answer.
 

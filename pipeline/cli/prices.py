@@ -1,7 +1,5 @@
 """``prices``: the rates on Kafka and the built-in book."""
 
-import secrets
-import time
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,21 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.context import Kafka, on_kafka, settings
+from pipeline.cli.context import Kafka, command_line_user, on_kafka, settings
 from pipeline.cli.output import as_json, print_json, print_table
 from pipeline.cli.times import Time
-from pipeline.core.errors import ConfigurationError, TallyportError
+from pipeline.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pipeline.core.explain import Explanation
-    from pipeline.core.rates import Rate, RateSet
+    from pipeline.core.rates import RateSet
     from pipeline.settings import Settings
 
 _COLUMNS = ("rate_id", "kind", "provider", "model", "effective_from", "prices", "note")
 _EXPLAINED = ("counter", "amount", "per", "like", "above")
 _KINDS = ("multiplier", "withdraws", "fx")
-_ARRIVAL_MARGIN_S = 10
-"""A rate that is to apply soon still has to reach Kafka, whose clock may differ a little."""
 
 _effective_from = click.option(
     "--effective-from", type=Time(), help="When it begins; default: as soon as the lead allows."
@@ -146,21 +142,14 @@ def withdraw(
 def _common(
     configured: "Settings", rate_id: str | None, effective_from: datetime | None, backdated: bool
 ) -> dict[str, Any]:
-    now = datetime.now(UTC).replace(microsecond=0)
-    earliest = now + timedelta(seconds=configured.price_lead_s + _ARRIVAL_MARGIN_S)
-    record: dict[str, Any] = {
-        "rate_id": rate_id or f"set-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
-        "effective_from": _rfc3339(effective_from or (now if backdated else earliest)),
-        "published_at": _rfc3339(now),
+    from pipeline.stream.rate_publishing import completed, rfc3339
+
+    given = {
+        "rate_id": rate_id,
+        "effective_from": rfc3339(effective_from) if effective_from else None,
+        "backdated": True if backdated else None,
     }
-    return {**record, "backdated": True} if backdated else record
-
-
-def _rfc3339(moment: datetime) -> str:
-    text = moment.astimezone(UTC).isoformat(
-        timespec="seconds" if not moment.microsecond else "auto"
-    )
-    return text.replace("+00:00", "Z")
+    return completed(given, datetime.now(UTC), configured.price_lead_s)
 
 
 def _content(given: dict[str, Any]) -> dict[str, Any]:
@@ -188,25 +177,20 @@ def _publish(
 ) -> None:
     """Checks and writes the records, and looks whether all of them are used."""
     from pipeline.core.rates import parse_rate, rate_record
-    from pipeline.stream.rate_log import publish_rates
+    from pipeline.stream.rate_publishing import publish_rates
 
     rates = [parse_rate(record) for record in records]
 
     async def work(kafka: Kafka) -> None:
-        there = await _load(kafka, configured)
-        _refuse(rates, there, configured)
-        known = {used.rate.rate_id for used in there.used}
-        new = [rate for rate in rates if rate.rate_id not in known]
-        if dry_run or not new:
-            return
-        offsets = await publish_rates(kafka.client, kafka.topics.rates, new)
-        unused = [
-            f"{item.rate_id} at offset {item.offset} is not used: {item.detail}"
-            for item in (await _load(kafka, configured)).ignored
-            if item.offset in set(offsets)
-        ]
-        if unused:
-            raise TallyportError("\n".join(unused))
+        await publish_rates(
+            kafka.client,
+            kafka.topics,
+            command_line_user(),
+            rates,
+            lead_s=configured.price_lead_s,
+            currency=configured.currency,
+            dry_run=dry_run,
+        )
 
     on_kafka(work, configured)
     shown = [rate_record(rate) for rate in rates]
@@ -214,31 +198,6 @@ def _publish(
         print_json({"dry_run": dry_run, "rates": shown})
     else:
         print_table([_shown(record) for record in shown], _COLUMNS)
-
-
-def _refuse(rates: list["Rate"], there: "RateSet", configured: "Settings") -> None:
-    """Raises ``ConfigurationError`` for what would not be used if it were written now."""
-    from pipeline.core.rates import RateLog, encode_rate
-
-    log = RateLog(configured.currency)
-    for used in there.used:
-        log.feed(used.offset, used.rate.rate_id.encode(), encode_rate(used.rate), 0, 0)
-    now_ms = int(time.time() * 1000)
-    refused = [
-        f"{rate.rate_id}: {found.detail}"
-        for index, rate in enumerate(rates)
-        if (
-            found := log.feed(
-                there.next_offset + index,
-                rate.rate_id.encode(),
-                encode_rate(rate),
-                now_ms,
-                configured.price_lead_s,
-            )
-        )
-    ]
-    if refused:
-        raise ConfigurationError("\n".join(refused))
 
 
 @prices.command("import")

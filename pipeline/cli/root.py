@@ -21,7 +21,7 @@ _COMMANDS = {
     "demo": _Entry("running", "Show the whole thing in about a minute, audited at the end."),
     "worker": _Entry("running", "Run the worker: price, count and publish budget states."),
     "sink": _Entry("running", "Run the ledger sink: priced events into ClickHouse."),
-    "api": _Entry("running", "Run the HTTP API: health and metrics."),
+    "api": _Entry("running", "Run the HTTP API."),
     "ledger-server": _Entry("running", "Run the embedded ClickHouse."),
     "topics": _Entry("setup", "Create or check the Kafka topics."),
     "migrate": _Entry("setup", "Apply or report the ClickHouse migrations."),
@@ -31,6 +31,7 @@ _COMMANDS = {
     "budgets": _Entry("budgets", "List, show and change budget policies."),
     "prices": _Entry("prices", "List, change and explain prices."),
     "usage": _Entry("usage", "Show what was used."),
+    "keys": _Entry("keys", "Create, list and revoke API keys."),
     "audit": _Entry("audit", "Recount the events and compare tables, states and ledger."),
     "bench": _Entry("bench", "Run the benchmarks."),
 }

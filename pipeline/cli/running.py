@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +12,9 @@ from pipeline.cli.output import as_json
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
+
+
+_PEM = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
@@ -75,14 +79,20 @@ async def _run_sink(configured: "Settings") -> int:
 
 
 @click.command()
-def api() -> int:
-    """Run the HTTP API: health and metrics. Prints `ready api=http://HOST:PORT`.
+@click.option("--tls-cert", type=_PEM, help="Serve HTTPS with this certificate (PEM, with chain).")
+@click.option("--tls-key", type=_PEM, help="The certificate's key (PEM).")
+def api(tls_cert: Path | None, tls_key: Path | None) -> int:
+    """Run the HTTP API. Prints `ready api=http://HOST:PORT`.
 
     Without a keys file it binds to loopback only and answers only a loopback Host.
     """
     from pipeline.web.api import run_api
+    from pipeline.web.server import Tls
 
-    return run_api(settings())
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key belong together")
+    tls = Tls(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None
+    return run_api(settings(), tls)
 
 
 @click.command("ledger-server")

@@ -29,7 +29,7 @@ from pipeline.ops.demo_screen import Screen
 from pipeline.ops.deployment import Deployment
 from pipeline.ops.state_watcher import Sighting, StateWatcher
 from pipeline.settings import Settings
-from pipeline.stream.policy_log import write_policy
+from pipeline.stream.policy_log import write_policies
 from pipeline.stream.topics import Topics
 from producers.kafka import Publisher
 from producers.simulator import (
@@ -199,7 +199,7 @@ async def _show(settings: Settings, screen: Screen, events: int, seed: int) -> D
     policies = _policies(expected)
     traffic = Traffic()
     async with StateWatcher(client, topics.state) as watcher:
-        await asyncio.gather(*(write_policy(client, topics, policy) for policy in policies))
+        await write_policies(client, topics, "demo", policies)
         await watcher.until(
             "the policies",
             lambda: all(policy.key in watcher.states for policy in policies),
@@ -214,7 +214,7 @@ async def _show(settings: Settings, screen: Screen, events: int, seed: int) -> D
                 COUNTED_TIMEOUT_S,
             )  # fmt: skip
             screen.step(f"counted {len(day):,} records; {len(watcher.states):,} budget states")
-            await write_policy(client, topics, _cost_policy(watcher))
+            await write_policies(client, topics, "demo", [_cost_policy(watcher)])
             await watcher.until("the changed policy", lambda: _is_capped(watcher), STATE_TIMEOUT_S)
             screen.step(f"a burst on {CAPPED_PORT} and {COST_CAPPED_PORT}")
             burst = [record for record in sent if record.label == BURST_LABEL]

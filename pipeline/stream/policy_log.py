@@ -1,30 +1,33 @@
 """Reading and writing budget policies on Kafka (contract, sections 4 and 6)."""
 
 import asyncio
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from pipeline.core.errors import TallyportError
-from pipeline.core.policies import InvalidPolicy, Policy, PolicyTable, policy_json
+from pipeline.core.policies import (
+    InvalidPolicy,
+    Policy,
+    PolicyTable,
+    policy_fields,
+    policy_json,
+)
 from pipeline.core.scopes import parse_key
-from pipeline.stream.reader import read_to_end
+from pipeline.stream.change_log import ChangeLogError, ChangeTopics, Planned, commit_changes
+from pipeline.stream.reader import open_follower, out_of_range, read_to_end
 
-WRITE_TIMEOUT_S = 15.0
-REQUEST_TIMEOUT_MS = 10_000
-STOP_TIMEOUT_S = 5.0
 FETCH_MAX_WAIT_MS = 100
 
 OnRecord = Callable[[int, bytes, bytes | None], None]
 """offset, key, value of one record; an empty key stands for none."""
 
 
-class PolicyTopics(Protocol):
-    """The full names of the two topics that hold policies."""
+class PolicyTopics(ChangeTopics, Protocol):
+    """The full names of the topics that hold policies and their changes."""
 
     @property
     def policies(self) -> str: ...
@@ -38,6 +41,10 @@ class PolicyView(msgspec.Struct, frozen=True):
 
     policies: dict[str, Policy]
     invalid: list[InvalidPolicy]
+
+    def knows(self, key: str) -> bool:
+        """Whether there is a record under the key, be it one that is not valid."""
+        return key in self.policies or key.encode() in {found.key for found in self.invalid}
 
 
 class PolicyLogError(TallyportError):
@@ -60,18 +67,58 @@ async def load_policies(client: Mapping[str, Any], topics: PolicyTopics) -> Poli
     return PolicyView(table.policies, list(table.invalid.values()))
 
 
-async def write_policy(client: Mapping[str, Any], topics: PolicyTopics, policy: Policy) -> int:
-    """Writes ``policy`` and returns its offset, once all in-sync replicas have it."""
-    return await _send(client, topics.policies, policy.key.encode(), policy_json(policy))
+class PolicyEdit(NamedTuple):
+    """A budget as it is to become; ``policy`` None deletes it."""
+
+    key: str
+    policy: Policy | None
 
 
-async def delete_policy(client: Mapping[str, Any], topics: PolicyTopics, key: str) -> int:
-    """Deletes the policy under the record key ``key``; returns the tombstone's offset.
+async def edit_policies(
+    client: Mapping[str, Any],
+    topics: PolicyTopics,
+    who: str,
+    decide: Callable[[PolicyView], Iterable[PolicyEdit]],
+) -> int:
+    """Writes what ``decide`` makes of the policies in force, each with its entry in the log of
+    changes; returns the offset of the last record, -1 when nothing was to be written.
 
-    Raises ``InvalidField`` unless ``key`` is ``scope|unit|period`` in canonical form.
+    All of it is written or nothing, and nobody else writes between ``decide`` and that. What
+    ``decide`` raises ends it. Raises ``InvalidField`` for a key that is not canonical, and
+    ``PolicyLogError``.
     """
-    parse_key(key)
-    return await _send(client, topics.policies, key.encode(), None)
+
+    async def plan() -> list[Planned]:
+        view = await load_policies(client, topics)
+        return [_planned(topics, view, edit) for edit in decide(view)]
+
+    try:
+        offsets = await commit_changes(client, topics, who, plan)
+    except (ChangeLogError, KafkaError) as error:
+        raise PolicyLogError(f"{topics.policies}: {error}") from error
+    return offsets[-1] if offsets else -1
+
+
+async def write_policies(
+    client: Mapping[str, Any], topics: PolicyTopics, who: str, policies: Sequence[Policy]
+) -> int:
+    """Writes ``policies`` over what is there; returns the offset of the last one."""
+    return await edit_policies(
+        client, topics, who, lambda _: [PolicyEdit(policy.key, policy) for policy in policies]
+    )
+
+
+def _planned(topics: PolicyTopics, view: PolicyView, edit: PolicyEdit) -> Planned:
+    parse_key(edit.key)
+    before, after = view.policies.get(edit.key), edit.policy
+    return Planned(
+        topics.policies,
+        edit.key.encode(),
+        None if after is None else policy_json(after),
+        "policy",
+        None if before is None else policy_fields(before),
+        None if after is None else policy_fields(after),
+    )
 
 
 class PolicyTail:
@@ -85,6 +132,8 @@ class PolicyTail:
     def __init__(self, client: Mapping[str, Any], topic: str, on_record: OnRecord) -> None:
         self.confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.position = 0
+        self.polled_ms: int | None = None
+        """When a fetch was last answered (wall clock); it changes while following works."""
         self._client = dict(client)
         self._tp = TopicPartition(topic, 0)
         self._on_record = on_record
@@ -116,19 +165,12 @@ class PolicyTail:
             self.confirmed.set_exception(error)
 
     async def _follow(self) -> None:
-        consumer = AIOKafkaConsumer(
-            **self._client,
-            isolation_level="read_committed",
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
-        )
         try:
-            await consumer.start()
-            consumer.assign([self._tp])
+            consumer = await open_follower(self._client, self._tp.topic, FETCH_MAX_WAIT_MS)
+        except KafkaError as error:
+            raise PolicyLogError(f"{self._tp.topic}: cannot be followed: {error}") from error
+        try:
             end = (await consumer.end_offsets([self._tp]))[self._tp]
-            await consumer.seek_to_beginning(self._tp)
-            self.position = await consumer.position(self._tp)
             while True:
                 if self.position >= end and not self.confirmed.done():
                     self.confirmed.set_result(None)
@@ -137,29 +179,10 @@ class PolicyTail:
                     self._on_record(record.offset, record.key or b"", record.value)
                 # Beyond the last record lie transaction markers and compacted offsets.
                 self.position = await consumer.position(self._tp)
+                self.polled_ms = consumer.last_poll_timestamp(self._tp)
+        except OffsetOutOfRangeError as error:
+            raise out_of_range(error, "the reader of policies") from error
         except KafkaError as error:
             raise PolicyLogError(f"{self._tp.topic}: cannot be followed: {error}") from error
         finally:
             await consumer.stop()
-
-
-async def _send(client: Mapping[str, Any], topic: str, key: bytes, value: bytes | None) -> int:
-    producer = AIOKafkaProducer(
-        **client, acks="all", enable_idempotence=True, request_timeout_ms=REQUEST_TIMEOUT_MS
-    )
-    try:
-        async with asyncio.timeout(WRITE_TIMEOUT_S):
-            await producer.start()
-            sent = await producer.send_and_wait(topic, value=value, key=key, partition=0)
-            return int(sent.offset)
-    except TimeoutError as error:
-        raise PolicyLogError(
-            f"{topic}: not acknowledged within {WRITE_TIMEOUT_S:.0f} s; whether it was written "
-            "is unknown"
-        ) from error
-    except KafkaError as error:
-        raise PolicyLogError(f"{topic}: {error}") from error
-    finally:
-        with suppress(TimeoutError, KafkaError):
-            async with asyncio.timeout(STOP_TIMEOUT_S):
-                await producer.stop()

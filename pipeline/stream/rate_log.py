@@ -1,28 +1,28 @@
-"""Reading, following and writing ``pricing.rates`` (contract, sections 4 and 7)."""
+"""Reading and following ``pricing.rates`` (contract, sections 4 and 7)."""
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord
 
 from pipeline import metrics
 from pipeline.core.book import Book
 from pipeline.core.errors import TallyportError
 from pipeline.core.prices import PriceVersion
-from pipeline.core.rates import Rate, RateLog, RateSet, encode_rate, parse_rate
-from pipeline.stream.reader import read_to_end
+from pipeline.core.rates import RateLog, RateSet
+from pipeline.stream.reader import open_follower, out_of_range, read_to_end
 
 FETCH_MAX_WAIT_MS = 200
 START_TIMEOUT_S = 60.0
-WRITE_TIMEOUT_S = 15.0
 CONFIRM_TIMEOUT_S = 60.0
 POLL_S = 0.01
 # A fetch's answer speaks of the moment the broker wrote it, a little before it is seen here.
-CONFIRM_MARGIN_MS = 1_000
+CONFIRM_MARGIN_S = 1.0
 # A shorter wait could never be met by fetches that are themselves this old when they are seen.
 SHORTEST_LEAD_S = 2.0
 
@@ -54,50 +54,12 @@ async def load_rates(
     return log.snapshot()
 
 
-async def publish_rates(
-    client: Mapping[str, Any], topic: str, rates: Iterable[Rate | Mapping[str, Any]]
-) -> list[int]:
-    """Writes rates in order and returns their offsets, once all in-sync replicas have them.
-
-    Raises ``InvalidField`` before anything is written when a record breaks a rule, and
-    ``RateLogError`` when the broker does not acknowledge; then some may have been written.
-    """
-    checked = [parse_rate(rate) if isinstance(rate, Mapping) else rate for rate in rates]
-    producer = AIOKafkaProducer(**client, acks="all", enable_idempotence=True)
-    offsets: list[int] = []
-    try:
-        async with asyncio.timeout(WRITE_TIMEOUT_S):
-            await producer.start()
-        for rate in checked:
-            sent = producer.send_and_wait(
-                topic, key=rate.rate_id.encode(), value=encode_rate(rate), partition=0
-            )
-            metadata = await asyncio.wait_for(sent, WRITE_TIMEOUT_S)
-            offsets.append(metadata.offset)
-    except TimeoutError as error:
-        raise RateLogError(f"topic {topic}: no acknowledgement in {WRITE_TIMEOUT_S:.0f} s") from (
-            error
-        )
-    except KafkaError as error:
-        raise RateLogError(f"topic {topic} cannot be written: {error}") from error
-    finally:
-        await producer.stop()
-    return offsets
-
-
-async def publish_rate(
-    client: Mapping[str, Any], topic: str, record: Rate | Mapping[str, Any]
-) -> int:
-    """Writes one rate and returns its offset; see ``publish_rates``."""
-    return (await publish_rates(client, topic, [record]))[0]
-
-
 class RateTail:
     """Follows ``pricing.rates`` and holds the price version of everything read so far.
 
-    ``confirmed_ms`` is the wall-clock time (milliseconds since 1970) at which the end of the
-    log was last known to have been read; 0 before the first time. When following fails,
-    ``wait_confirmed`` and ``wait`` raise ``RateLogError``; the version then stays as it was.
+    ``confirmed_s`` is the time of the monotonic clock at which the end of the log was last known
+    to have been read; None before the first time. When following fails, ``wait_confirmed`` and
+    ``wait`` raise ``RateLogError``; the version then stays as it was.
     """
 
     def __init__(
@@ -110,7 +72,8 @@ class RateTail:
         currency: str = "USD",
         on_change: Callable[[PriceVersion], None] | None = None,
     ) -> None:
-        self.confirmed_ms = 0
+        self.confirmed_s: float | None = None
+        self._polled_ms: int | None = None
         self._client = dict(client)
         self._tp = TopicPartition(topic, 0)
         self._book = book
@@ -134,7 +97,7 @@ class RateTail:
         """Reads to the end, then goes on in a task. Raises ``RateLogError``."""
         self._task = asyncio.create_task(self._follow(), name=f"rate tail {self._tp.topic}")
         try:
-            await self._until(lambda: self.confirmed_ms > 0, timeout_s)
+            await self._until(lambda: self.confirmed_s is not None, timeout_s)
         except BaseException:
             await self.stop()
             raise
@@ -158,12 +121,14 @@ class RateTail:
 
         Raises ``RateLogError`` when that does not come true in time.
         """
-        if self._age_ms() > max(lead_s, SHORTEST_LEAD_S) * 1000:
-            allowed_ms = max(lead_s, SHORTEST_LEAD_S) * 1000
-            await self._until(lambda: self._age_ms() <= allowed_ms, CONFIRM_TIMEOUT_S)
+        allowed_s = max(lead_s, SHORTEST_LEAD_S)
+        if self.age_s() > allowed_s:
+            await self._until(lambda: self.age_s() <= allowed_s, CONFIRM_TIMEOUT_S)
 
-    def _age_ms(self) -> float:
-        return time.time() * 1000 - self.confirmed_ms
+    def age_s(self) -> float:
+        """Seconds since the end of the log was last known to have been read."""
+        confirmed_s = self.confirmed_s
+        return math.inf if confirmed_s is None else time.monotonic() - confirmed_s
 
     async def _until(self, condition: Callable[[], bool], timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
@@ -184,28 +149,19 @@ class RateTail:
         ) from failure
 
     async def _follow(self) -> None:
-        consumer = AIOKafkaConsumer(
-            **self._client,
-            isolation_level="read_committed",
-            enable_auto_commit=False,
-            # A position that no longer exists means another log: fail, never start over.
-            auto_offset_reset="none",
-            fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
-        )
+        consumer = await open_follower(self._client, self._tp.topic, FETCH_MAX_WAIT_MS, whole=True)
         try:
-            await consumer.start()
-            if self._tp.topic not in await consumer.topics():
-                raise RateLogError(f"topic {self._tp.topic} does not exist; run `tallyport topics`")
-            consumer.assign([self._tp])
-            await consumer.seek_to_beginning(self._tp)
             while True:
                 await self._take(consumer)
+        except OffsetOutOfRangeError as error:
+            raise out_of_range(error, "the reader of rates") from error
         finally:
             await consumer.stop()
 
     async def _take(self, consumer: AIOKafkaConsumer) -> None:
         """Takes what has arrived, and notes whether that was all there is."""
         records: list[ConsumerRecord] = []
+        asked_s = time.monotonic()
         for batch in (await consumer.getmany(self._tp, timeout_ms=FETCH_MAX_WAIT_MS)).values():
             records += batch
         for record in records:
@@ -217,8 +173,11 @@ class RateTail:
                 self._on_change(self._version)
         end = consumer.last_stable_offset(self._tp)
         polled_ms = consumer.last_poll_timestamp(self._tp)
-        if end is not None and polled_ms is not None and await consumer.position(self._tp) >= end:
-            self.confirmed_ms = polled_ms - CONFIRM_MARGIN_MS
+        if end is None or polled_ms == self._polled_ms:
+            return
+        self._polled_ms = polled_ms  # of the wall clock, and so only good to tell fetches apart
+        if await consumer.position(self._tp) >= end:
+            self.confirmed_s = asked_s - CONFIRM_MARGIN_S
 
 
 def _feed(log: RateLog, record: ConsumerRecord, lead_s: int) -> None:

@@ -1,67 +1,183 @@
-"""The HTTP API of a deployment."""
+"""The HTTP API of a deployment: its parts, put together."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any
 
+import uvloop
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from pipeline.core.errors import ConfigurationError
+from pipeline.core.errors import ConfigurationError, TallyportError
+from pipeline.core.event_codec import TimeLimits
 from pipeline.kafka import client_kwargs
 from pipeline.settings import Settings, variable
 from pipeline.stream.topics import Topics
+from pipeline.web.bodies import InFlight
+from pipeline.web.budgets import BudgetEndpoints
+from pipeline.web.changes import ChangesEndpoint
+from pipeline.web.event_log import EventLog
+from pipeline.web.gate import Gate
+from pipeline.web.guarded_http import allow_connections
 from pipeline.web.health import health_routes
+from pipeline.web.ingest import EventsEndpoint, Intake
+from pipeline.web.key_ring import KeyRing
 from pipeline.web.loopback import LoopbackOnly, is_loopback
+from pipeline.web.policy_feed import PolicyFeed
+from pipeline.web.prices import PriceEndpoints
+from pipeline.web.problems import Problem, handle_error
 from pipeline.web.progress import Progress
+from pipeline.web.rate_feed import RateFeed
 from pipeline.web.request_count import RequestCount
-from pipeline.web.server import address, bind, serve
+from pipeline.web.server import Tls, address, bind, serve
+from pipeline.web.state_feed import StateFeed
+from pipeline.web.state_stream import Streams
+from pipeline.web.states import StateEndpoints
+from pipeline.web.traces import TracesEndpoint
+
+log = logging.getLogger(__name__)
+
+IN_FLIGHT_BYTES = 64 * 1024 * 1024
+MAX_STREAMS = 1_000
+READY_TIMEOUT_S = 20.0
+_POLL_S = 0.05
 
 
-def create_app(progress: Progress, *, loopback_only: bool) -> Starlette:
-    """The application; it follows the logs for as long as it is up."""
+class Api:
+    """Everything that one API process consists of.
+
+    Owns: which part knows which. ``app`` is served; while it is up, all parts follow their logs.
+    """
+
+    def __init__(self, settings: Settings, ring: KeyRing | None) -> None:
+        client, topics = client_kwargs(settings), Topics(settings.topic_prefix)
+        in_flight = InFlight(IN_FLIGHT_BYTES)
+        self._ring = ring
+        self.progress = Progress(client, topics)
+        self.events = EventLog(client, topics.events, in_flight)
+        self.states = StateFeed(client, topics.state)
+        self.policies = PolicyFeed(client, topics)
+        self.rates = RateFeed(client, topics.rates, settings.price_lead_s, settings.currency)
+        self.streams = Streams(self.states, MAX_STREAMS)
+        limits = TimeLimits.of(settings.max_event_age_days, settings.max_future_skew_s)
+        intake = Intake(self.events, limits)
+        gate = Gate(ring)
+        self._routes = [
+            *health_routes("api", self.problems, self.progress.problems),
+            *EventsEndpoint(intake, in_flight).routes(gate),
+            *TracesEndpoint(intake, in_flight).routes(gate),
+            *StateEndpoints(self.states, self.rates, self.streams, gate).routes(),
+            *BudgetEndpoints(client, topics, self.policies).routes(gate),
+            *PriceEndpoints(
+                client,
+                topics,
+                self.rates,
+                lead_s=settings.price_lead_s,
+                currency=settings.currency,
+            ).routes(gate),
+            *ChangesEndpoint(client, topics.changes, ring).routes(gate),
+        ]
+        self.app = self._application()
+
+    def problems(self) -> list[str]:
+        """What keeps this process from doing its own work."""
+        keys = self._ring.problems() if self._ring is not None else []
+        return [
+            *self.progress.ready(),
+            *self.events.problems(),
+            *self.states.problems(),
+            *self.policies.problems(),
+            *self.rates.problems(),
+            *keys,
+        ]
+
+    async def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Returns when all parts do their work, or after ``timeout_s``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.problems():  # noqa: ASYNC110 (several parts, each with its own trouble)
+                    await asyncio.sleep(_POLL_S)
+
+    def _application(self) -> Starlette:
+        middleware = [Middleware(RequestCount)]
+        if self._ring is None:
+            middleware.append(Middleware(LoopbackOnly))
+        handlers = (Problem, TallyportError, HTTPException, Exception)
+        return Starlette(
+            routes=self._routes,
+            middleware=middleware,
+            lifespan=self._follow,
+            exception_handlers=dict.fromkeys(handlers, handle_error),
+        )
 
     @contextlib.asynccontextmanager
-    async def follow(_: Starlette) -> AsyncGenerator[None]:
-        task = asyncio.create_task(progress.run())
+    async def _follow(self, _: Starlette) -> AsyncGenerator[None]:
+        runs: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
+            self.progress.run,
+            self.events.run,
+            self.states.run,
+            self.policies.run,
+            self.rates.run,
+        )
+        tasks = [asyncio.create_task(_kept(run)) for run in runs]
         try:
             yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-    middleware = [Middleware(RequestCount)]
-    if loopback_only:
-        middleware.append(Middleware(LoopbackOnly))
-    routes = health_routes("api", progress.ready, progress.problems)
-    return Starlette(routes=routes, middleware=middleware, lifespan=follow)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def run_api(settings: Settings) -> int:
-    """Serve until SIGTERM or Ctrl-C; prints ``ready api=http://HOST:PORT`` once it listens.
+async def _kept(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Each part tries again by itself after what can be expected; anything else is logged."""
+    while True:
+        try:
+            await run()
+        except Exception:
+            log.exception("a part of the API failed; it is started again")
+            await asyncio.sleep(1)
 
-    Raises ``ConfigurationError`` where it would be open to the network without keys, and
-    ``TallyportError`` when the port is in use.
+
+def run_api(settings: Settings, tls: Tls | None = None) -> int:
+    """Serve until SIGTERM or Ctrl-C; prints ``ready api=http(s)://HOST:PORT`` once it takes work.
+
+    Raises ``ConfigurationError`` where it would be open to the network without keys or a file is
+    not readable, and ``TallyportError`` when the port is in use.
     """
-    loopback_only = _check_keys(settings)
+    ring = _key_ring(settings)
+    allow_connections()
     listener = bind(settings.api_host, settings.api_port, variable("api_port"))
-    topics = Topics(settings.topic_prefix)
-    progress = Progress(client_kwargs(settings), topics)
-    print(f"ready api=http://{address(listener)}", flush=True)
-    asyncio.run(serve(create_app(progress, loopback_only=loopback_only), listener))
+    scheme = "http" if tls is None else "https"
+
+    async def run() -> None:
+        api = Api(settings, ring)
+        serving = asyncio.create_task(serve(api.app, listener, tls=tls, on_stop=api.streams.close))
+        ready = asyncio.create_task(api.wait_ready())
+        await asyncio.wait([serving, ready], return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            for problem in api.problems():
+                log.warning("%s", problem)
+            print(f"ready api={scheme}://{address(listener)}", flush=True)
+        ready.cancel()
+        await serving
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
     return 0
 
 
-def _check_keys(settings: Settings) -> bool:
-    """Whether the API stands without a keys file, and so on loopback only."""
+def _key_ring(settings: Settings) -> KeyRing | None:
+    """The keys; None where there is no file, and so only this machine may ask."""
     if settings.api_keys_file is None:
         if not is_loopback(settings.api_host):
             raise ConfigurationError(
                 f"{variable('api_host')} must be a loopback address such as 127.0.0.1 "
                 f"while {variable('api_keys_file')} is not set"
             )
-        return True
+        return None
     if not settings.api_keys_file.is_file():
         raise ConfigurationError(f"{variable('api_keys_file')} no file at {settings.api_keys_file}")
-    return False
+    return KeyRing(settings.api_keys_file)

@@ -5,13 +5,16 @@ import contextlib
 import errno
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Generator, MutableMapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import uvicorn
 
-from pipeline.core.errors import TallyportError
+from pipeline.core.errors import ConfigurationError, TallyportError
+from pipeline.web.guarded_http import GuardedHttp
 
 Application = Callable[
     [
@@ -23,6 +26,7 @@ Application = Callable[
 ]
 
 _STOP_WAIT_S = 5
+_KEEP_ALIVE_S = 75
 
 
 def bind(host: str, port: int, purpose: str) -> socket.socket:
@@ -59,24 +63,55 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(application: Application) -> uvicorn.Server:
+class Tls(NamedTuple):
+    """A certificate (with its chain) and its key, both PEM files."""
+
+    cert: Path
+    key: Path
+
+
+def _server(application: Application, tls: Tls | None = None) -> uvicorn.Server:
     config = uvicorn.Config(
         application,
+        http=GuardedHttp,
+        ws="none",
         log_config=None,
         access_log=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_STOP_WAIT_S,
         lifespan="on",
         server_header=False,
+        proxy_headers=False,
+        ssl_certfile=None if tls is None else str(tls.cert),
+        ssl_keyfile=None if tls is None else str(tls.key),
     )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(
+            f"--tls-cert or --tls-key cannot be loaded: {error.strerror or error}"
+        ) from error
     return _Server(config)
 
 
-async def serve(application: Application, listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is being answered, within seconds."""
-    running = _server(application)
+async def serve(
+    application: Application,
+    listener: socket.socket,
+    *,
+    tls: Tls | None = None,
+    on_stop: Callable[[], None] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is being answered, within seconds.
+
+    ``on_stop`` is called when the end is asked for, so that answers without an end can end.
+    Raises ``ConfigurationError`` when certificate or key cannot be loaded.
+    """
+    running = _server(application, tls)
 
     def stop() -> None:
         running.should_exit = True
+        if on_stop is not None:
+            on_stop()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

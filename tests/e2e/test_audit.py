@@ -15,7 +15,7 @@ from pipeline.kafka import client_kwargs
 from pipeline.ledger.client import open_writer
 from pipeline.ops.deployment import Deployment
 from pipeline.settings import Settings, load_settings
-from pipeline.stream.policy_log import write_policy
+from pipeline.stream.policy_log import write_policies
 from pipeline.stream.topics import Topics
 from producers.kafka import Publisher
 from producers.simulator import simulate, steady
@@ -92,11 +92,12 @@ async def test_audit_finds_what_is_spoilt(tmp_path: Path) -> None:
         assert "events to compare" in [d.what for d in empty.differences]
 
         topics = Topics(settings.topic_prefix)
-        for body in (
+        bodies = (
             {"scope": "all", "unit": "cost", "period": "month", "hard_cap": "1"},
             {"scope": "user:*", "unit": "tokens", "period": "day", "soft_cap": 5_000},
-        ):
-            await write_policy(client_kwargs(settings), topics, policy_from_object(body))
+        )
+        policies = [policy_from_object(body) for body in bodies]
+        await write_policies(client_kwargs(settings), topics, "test", policies)
         await send_day(settings, 1)
         whole = await run_audit(settings)
         assert whole.ok, whole.lines()

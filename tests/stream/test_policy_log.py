@@ -11,11 +11,12 @@ from pipeline.core.errors import InvalidField
 from pipeline.core.policies import Policy, policy_json
 from pipeline.ops.loopback_ports import free_port
 from pipeline.stream.policy_log import (
+    PolicyEdit,
     PolicyLogError,
     PolicyTail,
-    delete_policy,
+    edit_policies,
     load_policies,
-    write_policy,
+    write_policies,
 )
 from pipeline.stream.topics import Topics, create_or_check_topics
 
@@ -40,6 +41,14 @@ async def producer(client: dict[str, Any]) -> AsyncIterator[AIOKafkaProducer]:
     await producer.start()
     yield producer
     await producer.stop()
+
+
+async def write_policy(client: dict[str, Any], topics: Topics, written: Policy) -> int:
+    return await write_policies(client, topics, "test", [written])
+
+
+async def delete_policy(client: dict[str, Any], topics: Topics, key: str) -> int:
+    return await edit_policies(client, topics, "test", lambda _: [PolicyEdit(key, None)])
 
 
 def policy(hard_cap: int, scope: str = "port:a|b") -> Policy:

@@ -1,7 +1,7 @@
 """Rates on a real Kafka: written, loaded, followed."""
 
 import asyncio
-import time
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +9,6 @@ from aiokafka import AIOKafkaProducer
 
 from pipeline import metrics
 from pipeline.core.book import Book, BookContent
-from pipeline.core.errors import InvalidField
 from pipeline.core.events import Event
 from pipeline.core.prices import UNPRICED, PriceVersion
 from pipeline.kafka import client_kwargs
@@ -18,8 +17,6 @@ from pipeline.stream.rate_log import (
     RateLogError,
     RateTail,
     load_rates,
-    publish_rate,
-    publish_rates,
 )
 from pipeline.stream.topics import Topics, create_or_check
 
@@ -49,6 +46,25 @@ async def place(kafka: str, topic_prefix: str) -> tuple[dict[str, Any], str]:
     return client_kwargs(settings), Topics(topic_prefix).rates
 
 
+async def publish_rates(
+    client: dict[str, Any], topic: str, records: list[dict[str, Any]]
+) -> list[int]:
+    """Writes records whatever they say; their offsets."""
+    async with AIOKafkaProducer(**client) as producer:
+        return [
+            (
+                await producer.send_and_wait(
+                    topic, json.dumps(one).encode(), one["rate_id"].encode(), partition=0
+                )
+            ).offset
+            for one in records
+        ]
+
+
+async def publish_rate(client: dict[str, Any], topic: str, record: dict[str, Any]) -> int:
+    return (await publish_rates(client, topic, [record]))[0]
+
+
 async def until(condition: Any) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 (what changes is another task's attribute)
@@ -73,13 +89,6 @@ async def test_what_is_written_is_loaded(place: tuple[dict[str, Any], str]) -> N
     assert (earlier.next_offset, len(earlier.used)) == (1, 1)
 
 
-async def test_a_broken_rate_is_not_written(place: tuple[dict[str, Any], str]) -> None:
-    client, topic = place
-    with pytest.raises(InvalidField):
-        await publish_rates(client, topic, [rate("a", "1"), rate("b", "1e3")])
-    assert (await load_rates(client, topic, 60)).next_offset == 0
-
-
 async def test_a_tail_follows_and_confirms(place: tuple[dict[str, Any], str]) -> None:
     client, topic = place
     await publish_rate(client, topic, rate("a", "1"))
@@ -97,10 +106,10 @@ async def test_a_tail_follows_and_confirms(place: tuple[dict[str, Any], str]) ->
         assert first.price(EVENT).rate_id == "a"
         assert [version.key[0] for version in seen] == [1, 2]
 
-        confirmed_ms = tail.confirmed_ms
-        await until(lambda: tail.confirmed_ms > confirmed_ms)
+        confirmed_s = tail.confirmed_s or 0.0
+        await until(lambda: (tail.confirmed_s or 0.0) > confirmed_s)
         await tail.wait_confirmed(0)
-        assert 0 < time.time() * 1000 - tail.confirmed_ms < 20_000
+        assert 0 < tail.age_s() < 20
     finally:
         await tail.stop()
 

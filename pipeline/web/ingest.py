@@ -1,0 +1,136 @@
+"""``POST /v1/events``: validated as the worker does, answered once the broker has them."""
+
+import time
+from typing import Final, Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pipeline import metrics
+from pipeline.core.event_codec import TimeLimits, decode_event, judge_time
+from pipeline.core.rejections import EVENT_REASONS, Rejection
+from pipeline.web.bodies import InFlight, declared_size, read_body
+from pipeline.web.event_forms import Submitted, media_type, take_apart
+from pipeline.web.event_log import EventLog, Outgoing
+from pipeline.web.gate import REPORTERS, Caller, Gate
+from pipeline.web.problems import Problem
+
+MAX_BODY_BYTES: Final = 1024 * 1024
+FORBIDDEN_PORT: Final = "forbidden-port"
+"""Beside the reasons of the contract: the key may not send for this port."""
+REASONS: Final = (*EVENT_REASONS, FORBIDDEN_PORT)
+
+
+class Result(msgspec.Struct):
+    """What became of one event; ``reason`` is one of ``REASONS``."""
+
+    event_id: str | None
+    status: Literal["accepted", "rejected"]
+    reason: str | None = None
+    detail: str | None = None
+    partition: int | None = None
+    offset: int | None = None
+
+
+class _Results(msgspec.Struct):
+    results: list[Result]
+
+
+class _Identity(msgspec.Struct):
+    """What can be told of an event that was refused; an envelope has its id elsewhere."""
+
+    event_id: str | None = None
+    id: str | None = None
+
+
+class Intake:
+    """Takes events in for callers: judges, sends, and says what became of each."""
+
+    def __init__(self, event_log: EventLog, limits: TimeLimits) -> None:
+        self._log = event_log
+        self._limits = limits
+
+    async def take(self, found: list[Submitted | Rejection], caller: Caller) -> list[Result]:
+        """The fate of each event, in order. Raises ``Problem`` 503 when the broker does not
+        acknowledge; nothing is claimed accepted then."""
+        now_ms = int(time.time() * 1000)
+        results: list[Result] = []
+        outgoing: list[Outgoing] = []
+        accepted: list[Result] = []
+        for one in found:
+            judged = self._judge(one, caller, now_ms)
+            if isinstance(judged, Result):
+                metrics.HTTP_EVENTS_REJECTED.labels(judged.reason).inc()
+                results.append(judged)
+                continue
+            result = Result(judged[1], "accepted")
+            outgoing.append(judged[0])
+            accepted.append(result)
+            results.append(result)
+        if outgoing:
+            placed = await self._log.send(outgoing)
+            for result, place in zip(accepted, placed, strict=True):
+                result.partition, result.offset = place
+            metrics.HTTP_EVENTS_ACCEPTED.inc(len(outgoing))
+        return results
+
+    def _judge(
+        self, one: Submitted | Rejection, caller: Caller, now_ms: int
+    ) -> tuple[Outgoing, str] | Result:
+        if isinstance(one, Rejection):
+            return Result(None, "rejected", one.reason, one.detail)
+        event = decode_event(one.value, one.headers)
+        if isinstance(event, Rejection):
+            return Result(_identity(one), "rejected", event.reason, event.detail)
+        late = judge_time(event.occurred_at_us, now_ms, self._limits)
+        if late is not None:
+            return Result(event.event_id, "rejected", late.reason, late.detail)
+        if not caller.may_see_port(event.port_id):
+            detail = "port_id: this key may not send for this port"
+            return Result(event.event_id, "rejected", FORBIDDEN_PORT, detail)
+        return Outgoing(event.port_id.encode(), one.value, one.headers), event.event_id
+
+
+class EventsEndpoint:
+    """The route ``/v1/events``."""
+
+    def __init__(self, intake: Intake, in_flight: InFlight) -> None:
+        self._intake = intake
+        self._in_flight = in_flight
+
+    def routes(self, gate: Gate) -> list[Route]:
+        return [gate.route("/v1/events", self._post, REPORTERS, ["POST"])]
+
+    async def _post(self, request: Request, caller: Caller) -> Response:
+        name = media_type(request.headers.get("content-type"))
+        with self._in_flight.holding(declared_size(request, MAX_BODY_BYTES)):
+            body = await read_body(request, MAX_BODY_BYTES)
+            found = take_apart(body, name, request.headers.items())
+            results = await self._intake.take(found, caller)
+        return _answer(results)
+
+
+def _answer(results: list[Result]) -> Response:
+    refused = sum(result.status == "rejected" for result in results)
+    if refused < len(results):
+        body = msgspec.json.encode(_Results(results))
+        return Response(body, 207 if refused else 200, media_type="application/json")
+    forbidden = bool(results) and all(result.reason == FORBIDDEN_PORT for result in results)
+    detail = _first_line(results) if results else "the request holds no event"
+    extra = {"results": [msgspec.to_builtins(result) for result in results]}
+    raise Problem(403 if forbidden else 400, detail, extra=extra)
+
+
+def _first_line(results: list[Result]) -> str:
+    first = f"{results[0].reason}: {results[0].detail}"
+    return first if len(results) == 1 else f"none of {len(results)} events was valid; {first}"
+
+
+def _identity(one: Submitted) -> str | None:
+    try:
+        found = msgspec.json.decode(one.value, type=_Identity)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return found.event_id or (found.id if one.headers else None)
