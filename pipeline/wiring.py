@@ -21,9 +21,8 @@ from pipeline.settings import Settings
 from pipeline.stream.app import WorkerApp, build_app
 from pipeline.stream.clock import BrokerClock
 from pipeline.stream.context import StreamContext
-from pipeline.stream.epoch import begin_epoch
+from pipeline.stream.epoch import begin_epoch, identities
 from pipeline.stream.rate_log import RateTail
-from pipeline.stream.topic_identity import topic_id
 from pipeline.stream.topics import Topics, create_or_check
 from pipeline.web.health import serve_health
 
@@ -91,9 +90,9 @@ async def _context(settings: Settings, rates: RateTail) -> StreamContext:
     partitions = settings.partition_count
     logs = await asyncio.to_thread(_ledger_logs, settings)
     ledger_epoch = max(logs, default=0)
-    events_id = str(await topic_id(client, topics.events))
+    ids = await identities(client, topics)
     now_ms = int(time.time() * 1000)
-    epoch = await begin_epoch(client, topics, events_id, partitions, ledger_epoch, now_ms)
+    epoch = await begin_epoch(client, topics, ids, partitions, ledger_epoch, now_ms)
     if logs.get(epoch.epoch, epoch.id) != epoch.id:
         raise Refused(
             f"the ledger was written from another Kafka (epoch {epoch.epoch}, id "

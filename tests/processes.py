@@ -34,7 +34,7 @@ class PartProcess(ChildProcess):
     ) -> None:
         super().__init__(
             part,
-            [sys.executable, "-m", "pipeline", part],
+            [sys.executable, "-m", "pipeline", *part.split()],
             log_file,
             {**os.environ, **environ, "FAULT_POINT": fault},
         )

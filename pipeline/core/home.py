@@ -16,8 +16,8 @@ _WORD: Final = 0xFFFFFFFF
 _CACHED_PORTS: Final = 65_536
 
 # Bounds of what Kafka itself can count: i32 partitions, i64 offsets, times up to year 9999.
-_FORWARDED_FROM: Final = re.compile(rb"([0-9]{1,10})/([0-9]{1,19})/([0-9]{1,15})")
-_MAX_PARTITION: Final = 2**31 - 1
+_PLACE: Final = re.compile(rb"([0-9]{1,10})/([0-9]{1,19})/([0-9]{1,15})")
+_MAX_NUMBER: Final = 2**31 - 1
 _MAX_OFFSET: Final = 2**63 - 1
 _MAX_TIMESTAMP_MS: Final = 253_402_300_799_999
 
@@ -63,17 +63,23 @@ def forwarded_from_header(partition: int, offset: int, timestamp_ms: int) -> tup
 
 def parse_forwarded_from(headers: Headers) -> ForwardedFrom | None:
     """What the last ``forwarded-from`` header says; None without one or when it is unreadable."""
+    place = place_in(headers, FORWARDED_FROM)
+    return None if place is None else ForwardedFrom(*place)
+
+
+def place_in(headers: Headers, header: str) -> tuple[int, int, int] | None:
+    """``NUMBER/OFFSET/TIMESTAMP_MS`` as the last header of that name says it, if it is readable."""
     for name, value in reversed(headers):
-        if name == FORWARDED_FROM:
+        if name == header:
             return _parse(value or b"")
     return None
 
 
-def _parse(value: bytes) -> ForwardedFrom | None:
-    match = _FORWARDED_FROM.fullmatch(value)
+def _parse(value: bytes) -> tuple[int, int, int] | None:
+    match = _PLACE.fullmatch(value)
     if match is None:
         return None
-    partition, offset, timestamp_ms = map(int, match.groups())
-    if partition > _MAX_PARTITION or offset > _MAX_OFFSET or timestamp_ms > _MAX_TIMESTAMP_MS:
+    number, offset, timestamp_ms = map(int, match.groups())
+    if number > _MAX_NUMBER or offset > _MAX_OFFSET or timestamp_ms > _MAX_TIMESTAMP_MS:
         return None
-    return ForwardedFrom(partition, offset, timestamp_ms)
+    return number, offset, timestamp_ms

@@ -79,13 +79,17 @@ class Position:
 
 @dataclass(frozen=True)
 class LogEpoch:
-    """The Kafka log that offsets count in; a recreated one has a higher ``epoch``."""
+    """The Kafka log that offsets count in; a recreated one has a higher ``epoch``.
+
+    ``ready`` is false while a restore into it has not finished.
+    """
 
     epoch: int
     id: str
     created_at: datetime
     cluster_id: str = ""
     topic_ids: tuple[tuple[str, str], ...] = ()
+    ready: bool = True
 
 
 def manifests_of(
@@ -194,6 +198,7 @@ class _EpochRecord(msgspec.Struct):
     created_at: datetime
     cluster_id: str = ""
     topic_ids: dict[str, str] = {}
+    state: str = "ready"
 
 
 def decode_epoch(value: bytes) -> LogEpoch:
@@ -206,7 +211,8 @@ def decode_epoch(value: bytes) -> LogEpoch:
     if created_at.tzinfo is None:
         created_at = created_at.replace(tzinfo=UTC)
     topics = tuple(sorted(record.topic_ids.items()))
-    return LogEpoch(record.epoch, record.id, created_at, record.cluster_id, topics)
+    ready = record.state == "ready"
+    return LogEpoch(record.epoch, record.id, created_at, record.cluster_id, topics, ready)
 
 
 def _days(blocks: Iterable[PricedBlock]) -> tuple[date, ...]:

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pipeline.core.errors import TallyportError
 from pipeline.endpoints import remove_endpoints, write_endpoints
@@ -20,6 +20,9 @@ from pipeline.ops.folder_lock import FolderLock
 from pipeline.ops.kafka_server import HOST, KafkaServer
 from pipeline.ops.loopback_ports import usable_port
 from pipeline.settings import Settings, variable
+
+if TYPE_CHECKING:
+    from pipeline.ops.rebuild_report import RebuildReport
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -41,8 +44,9 @@ class Deployment:
 
     Use it as ``async with Deployment(settings) as deployment``: entering returns when all parts
     take work, leaving stops everything. ``settings`` is what a client of it needs: the given ones
-    with the addresses filled in; ``parts`` leaves some of worker, sink and API out. Must be used
-    from the main thread (see ``tether``).
+    with the addresses filled in; ``parts`` leaves some of worker, sink and API out. ``restored``
+    says what was restored where Kafka was empty and the ledger was not. Must be used from the main
+    thread (see ``tether``).
 
     Raises ``ConfigurationError`` for a port in use, ``Refused`` while another one runs on the data
     folder, ``PartFailed`` or ``KafkaFailed`` when something does not come up.
@@ -53,6 +57,7 @@ class Deployment:
         self._parts = parts
         self.children: dict[str, ChildProcess] = {}
         self.kafka_server: KafkaServer | None = None
+        self.restored: RebuildReport | None = None
         self.kafka = settings.kafka_bootstrap or ""
         self.clickhouse_url = ""
         self.api_url = ""
@@ -77,6 +82,7 @@ class Deployment:
         try:
             self._choose_ports()
             await _together(self._start_kafka(), self._start_ledger())
+            await self._restore()
             await self._start_parts()
         except BaseException:
             self.kill()
@@ -185,6 +191,13 @@ class Deployment:
         address = ledger_address(self.settings, write=True)
         self.clickhouse_url = address.url
         await _in_thread(lambda: migrate_address(address))
+
+    async def _restore(self) -> None:
+        """Gives an empty Kafka what the ledger holds, before anything is counted."""
+        from pipeline.ops.rebuild import rebuild, restore_is_due
+
+        if "worker" in self._parts and await restore_is_due(self.settings):
+            self.restored = await rebuild(self.settings)
 
     async def _start_parts(self) -> None:
         for name in self._parts:

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import signal
+import sys
 
+from pipeline.core.errors import TallyportError
 from pipeline.ops.deployment import Deployment
 from pipeline.settings import Settings
 
@@ -25,12 +27,32 @@ async def _up(settings: Settings) -> int:
     starting = asyncio.ensure_future(deployment.start())
     if not await _before(starting, stopping):
         return 0
+    if deployment.restored is not None:
+        print(f"tallyport: {deployment.restored.in_one_line()}", file=sys.stderr, flush=True)
     print(deployment.ready_line, flush=True)
+    checking = asyncio.ensure_future(_audit_restored(deployment))
     try:
         await _before(asyncio.ensure_future(deployment.wait()), stopping)
     finally:
+        checking.cancel()
+        await asyncio.wait([checking])
         await deployment.stop()
     return 0
+
+
+async def _audit_restored(deployment: Deployment) -> None:
+    """After a restore, says whether everything agrees; what does not is no reason to stop."""
+    if deployment.restored is None:
+        return
+    from pipeline.audit.run import run_audit
+
+    try:
+        report = await run_audit(deployment.settings)
+        lines = [report.lines()[-1]] if report.ok else report.lines()
+    except TallyportError as error:
+        lines = [f"the audit after the restore failed: {error}"]
+    for line in lines:
+        print(f"tallyport: {line}", file=sys.stderr, flush=True)
 
 
 async def _before(work: asyncio.Future[None], stopping: asyncio.Event) -> bool:

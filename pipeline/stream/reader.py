@@ -93,6 +93,16 @@ async def end_offsets(
         await consumer.stop()
 
 
+async def read_whole(client: Mapping[str, Any], topic: str) -> AsyncIterator[list[ConsumerRecord]]:
+    """Reads a topic of one partition to what was appended at the call.
+
+    Unlike ``read_to_end`` alone it waits for transactions that are open or have just ended.
+    """
+    end = await end_offsets(client, topic, [0], committed=False)
+    async for records in read_to_end(client, topic, [0], end=end):
+        yield records
+
+
 async def open_follower(
     client: Mapping[str, Any], topic: str, fetch_max_wait_ms: int, *, whole: bool = False
 ) -> AIOKafkaConsumer:

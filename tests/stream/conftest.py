@@ -17,7 +17,8 @@ def url_of(address: LedgerAddress) -> str:
     return f"http://{login}@{address.host}:{address.port}/{address.database}"
 
 
-def _database(server: ledger_fixture.LedgerAddress) -> Iterator[LedgerAddress]:
+def migrated_database(server: ledger_fixture.LedgerAddress) -> Iterator[LedgerAddress]:
+    """A database of its own on ``server``, dropped at the end."""
     address = replace(parse_address(server.url_with_login), database=f"t_{uuid.uuid4().hex[:12]}")
     migrate_address(address)
     yield address
@@ -29,11 +30,11 @@ def _database(server: ledger_fixture.LedgerAddress) -> Iterator[LedgerAddress]:
 @pytest.fixture(scope="session")
 def empty_ledger_url(ledger_server: ledger_fixture.LedgerAddress) -> Iterator[str]:
     """A ledger without rows; workers only look at it, so they can share it."""
-    for address in _database(ledger_server):
+    for address in migrated_database(ledger_server):
         yield url_of(address)
 
 
 @pytest.fixture
 def own_ledger(ledger_server: ledger_fixture.LedgerAddress) -> Iterator[LedgerAddress]:
     """A migrated ledger that this test may fill."""
-    yield from _database(ledger_server)
+    yield from migrated_database(ledger_server)
