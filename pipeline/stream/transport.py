@@ -7,6 +7,7 @@ aborted batch (no record, but the position went on) from a slice that was droppe
 """
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,10 +49,14 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class FetchState:
-    """What the last fetch of a partition saw: the log's end, and when (wall clock, ms)."""
+    """What the last answered fetch of a partition saw: the log's end.
+
+    ``asked_at_s`` (monotonic) is when it was asked for: an answer that waited in a socket while
+    this process stood still does not speak of the time when it was read.
+    """
 
     highwater: int
-    fetched_at_ms: int
+    asked_at_s: float
 
 
 class SliceConsumerThread(AIOKafkaConsumerThread):
@@ -61,10 +66,12 @@ class SliceConsumerThread(AIOKafkaConsumerThread):
     """
 
     _reached: dict[TP, int]
+    _fetch_states: dict[TP, FetchState]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._reached = {}
+        self._fetch_states = {}
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf
@@ -85,9 +92,24 @@ class SliceConsumerThread(AIOKafkaConsumerThread):
         )
 
     async def on_start(self) -> None:
-        """Connects, and makes the fetcher hand over plain records."""
+        """Connects, and makes the fetcher hand over plain records and note when it asked."""
         await super().on_start()
-        self._ensure_consumer()._fetcher._records = _PlainResults()  # pyright: ignore
+        fetcher: Any = self._ensure_consumer()._fetcher  # pyright: ignore
+        fetcher._records = _PlainResults()
+        fetch = fetcher._proc_fetch_request
+
+        async def fetch_and_note(assignment: Any, node_id: int, request: Any) -> Any:
+            asked_at_s = time.monotonic()
+            tps = [TP(topic, part[0]) for topic, parts in request.topics for part in parts]
+            before = {tp: _timestamp(assignment, tp) for tp in tps}
+            answer = await fetch(assignment, node_id, request)
+            for tp in tps:
+                if _timestamp(assignment, tp) != before[tp]:
+                    highwater = assignment.state_value(tp).highwater
+                    self._fetch_states[tp] = FetchState(highwater, asked_at_s)
+            return answer
+
+        fetcher._proc_fetch_request = fetch_and_note
 
     async def _fetch_records(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -135,11 +157,7 @@ class SliceConsumerThread(AIOKafkaConsumerThread):
 
     def fetch_state(self, tp: TP) -> FetchState | None:
         """What is known of the partition's end; None before the first fetch."""
-        assignment = _assignment(self._ensure_consumer())
-        state = assignment.state_value(tp) if assignment is not None else None
-        if state is None or state.highwater is None or state.timestamp is None:
-            return None
-        return FetchState(state.highwater, state.timestamp)
+        return self._fetch_states.get(tp)
 
 
 class _PlainRecords(record_headers.TolerantRecords):
@@ -160,6 +178,12 @@ class _PlainResults(OrderedDict[Any, Any]):
         if isinstance(result, FetchResult):
             result._partition_records.__class__ = _PlainRecords  # pyright: ignore
         super().__setitem__(tp, result)
+
+
+def _timestamp(assignment: Any, tp: TP) -> int | None:
+    """When the fetcher last learnt something of the partition (wall clock, ms)."""
+    state = assignment.state_value(tp)
+    return None if state is None else state.timestamp
 
 
 def _assignment(consumer: aiokafka.AIOKafkaConsumer) -> Any:
