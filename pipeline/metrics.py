@@ -109,6 +109,9 @@ ROLLUP_OPEN_DAYS = _gauge(
 )
 ROLLUP_SECONDS = _histogram("rollup_seconds", "Time to roll up one day.", of="sink")
 ROLLUP_FAILURES = _counter("rollup_failures", "Attempts to roll up days that failed.", of="sink")
+TAKEOVER_SECONDS = _gauge(
+    "takeover_seconds", "Time of the last takeover of partitions, by stage.", "stage", of="worker"
+)
 STALLED_SECONDS = _gauge(
     "stalled_seconds",
     "Time that something has stood still while work waited for it.",

@@ -7,7 +7,9 @@ import logging
 import signal
 import tempfile
 import time
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import uvloop
 
@@ -17,13 +19,17 @@ from pipeline.core.errors import Refused, TallyportError
 from pipeline.kafka import client_kwargs
 from pipeline.ledger.client import open_writer
 from pipeline.ledger.manifests import known_epochs
+from pipeline.liveness import Watchdog, end_through
 from pipeline.settings import Settings
 from pipeline.stream.app import WorkerApp, build_app
 from pipeline.stream.clock import BrokerClock
 from pipeline.stream.context import StreamContext
 from pipeline.stream.epoch import begin_epoch, identities
+from pipeline.stream.flow_watch import watch_worker
 from pipeline.stream.rate_log import RateTail
+from pipeline.stream.topic_identity import watch_topics
 from pipeline.stream.topics import Topics, create_or_check
+from pipeline.stream.transport import SliceConsumer
 from pipeline.web.health import serve_health
 
 log = logging.getLogger(__name__)
@@ -61,10 +67,13 @@ async def _run(settings: Settings) -> int:
     rates = _rate_tail(settings)
     await rates.start()
     try:
-        context = await _context(settings, rates)
+        context, topic_ids = await _context(settings, rates)
         with tempfile.TemporaryDirectory(prefix="tallyport-worker-") as scratch:
             app = build_app(context, Path(scratch), on_failure)
-            await _serve(app, settings, stop, failure)
+            with _watching(app, rates, on_failure) as watchdog:
+                watching = _watch_topics(context.client, topic_ids, on_failure)
+                await _serve(app, settings, watchdog, stop, failure)
+                watching.cancel()
     finally:
         await rates.stop()
     if failure.done():
@@ -84,7 +93,8 @@ def _rate_tail(settings: Settings) -> RateTail:
     )
 
 
-async def _context(settings: Settings, rates: RateTail) -> StreamContext:
+async def _context(settings: Settings, rates: RateTail) -> tuple[StreamContext, dict[str, str]]:
+    """What the stages share, and the ids of the topics that the epoch was begun on."""
     client = client_kwargs(settings)
     topics = Topics(settings.topic_prefix)
     partitions = settings.partition_count
@@ -99,7 +109,8 @@ async def _context(settings: Settings, rates: RateTail) -> StreamContext:
             f"{logs[epoch.epoch]}) than this one (id {epoch.id}); connect the two that belong "
             "together"
         )
-    return StreamContext(settings, client, topics, partitions, epoch.epoch, rates, BrokerClock())
+    context = StreamContext(settings, client, topics, partitions, epoch.epoch, rates, BrokerClock())
+    return context, epoch.topic_ids
 
 
 def _ledger_logs(settings: Settings) -> dict[int, str]:
@@ -108,15 +119,53 @@ def _ledger_logs(settings: Settings) -> dict[int, str]:
         return {log_epoch.epoch: log_epoch.id for log_epoch in known_epochs(client)}
 
 
+@contextlib.contextmanager
+def _watching(
+    app: WorkerApp, rates: RateTail, on_failure: Callable[[BaseException], None]
+) -> Generator[Watchdog]:
+    loop = asyncio.get_running_loop()
+    watchdog = Watchdog(end_through(loop, on_failure))
+
+    def consumer() -> SliceConsumer | None:
+        return cast("SliceConsumer | None", app._consumer)  # pyright: ignore[reportPrivateUsage]
+
+    watch_worker(watchdog, loop, app.flow, consumer, rates)
+    watchdog.start()
+    try:
+        yield watchdog
+    finally:
+        watchdog.close()
+
+
+def _watch_topics(
+    client: Mapping[str, Any],
+    topic_ids: Mapping[str, str],
+    on_failure: Callable[[BaseException], None],
+) -> asyncio.Task[None]:
+    def ended(task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            on_failure(error)
+
+    task = asyncio.get_running_loop().create_task(watch_topics(client, topic_ids))
+    task.add_done_callback(ended)
+    return task
+
+
 async def _serve(
     app: WorkerApp,
     settings: Settings,
+    watchdog: Watchdog,
     stop: asyncio.Event,
     failure: "asyncio.Future[BaseException]",
 ) -> None:
     health = None
     if settings.health_port is not None:
-        health = serve_health(settings.health_port, probe=app.flow.problems)
+
+        def problems() -> list[str]:
+            return [*app.flow.problems(), *watchdog.problems()]
+
+        health = serve_health(settings.health_port, "worker", problems, watchdog.own_problems)
     await app.flow.start()
     _tune_collector()
     await app.start()

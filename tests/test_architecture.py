@@ -23,9 +23,9 @@ IMPURE = {
     "urllib", "uuid",
 }  # fmt: skip
 
-# What the parts may import of each other. `stream.topics` and `stream.reader` are the log's names
-# and how it is read, which every part shares.
-LOG = {"pipeline.stream.topics", "pipeline.stream.reader"}
+# What the parts may import of each other. `stream.topics`, `stream.topic_identity` and
+# `stream.reader` are the log's names and ids and how it is read, which every part shares.
+LOG = {"pipeline.stream.topics", "pipeline.stream.topic_identity", "pipeline.stream.reader"}
 FORBIDDEN = {
     "pipeline.core": {"pipeline", "producers"},
     "pipeline.stream": {"pipeline.ledger", "pipeline.web", "pipeline.ops", "pipeline.cli",

@@ -76,6 +76,43 @@ def latency(rate: tuple[int, ...], seconds: int, json_wanted: bool) -> None:
     _show({"latency": run_async(_latency(rate, seconds))}, json_wanted)
 
 
+@bench.command()
+@click.option(
+    "--cells",
+    type=click.IntRange(1_000),
+    default=100_000,
+    show_default=True,
+    help="Cells in the tables of all partitions together.",
+)
+@click.option(
+    "--ids",
+    type=click.IntRange(0),
+    default=1_000_000,
+    show_default=True,
+    help="Remembered event ids of all partitions together.",
+)
+@click.option(
+    "--stretch",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="How many times as long as its live content the journal of totals is.",
+)
+@as_json
+def recovery(cells: int, ids: int, stretch: int, json_wanted: bool) -> None:
+    """Seconds until a killed worker's partitions are served again, and the memory that takes."""
+    _show({"recovery": run_async(_recovery(cells, ids, stretch))}, json_wanted)
+
+
+async def _recovery(cells: int, ids: int, stretch: int) -> dict[str, object]:
+    from pipeline.bench.recovery import run
+
+    with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
+        own = _own_settings(settings(), Path(folder))
+        found = await run(own, cells, ids, stretch, lambda line: click.echo(line, err=True))
+    return found.to_json()
+
+
 async def _stream(events: int, rounds: int) -> dict[str, object]:
     from pipeline.bench.stream import run
 
@@ -128,5 +165,7 @@ def _show(found: dict[str, Any], json_wanted: bool) -> None:
         )
         for name in ("worker_to_floor", "worker_to_plain_faust"):
             click.echo(f"{name}: {found['stream'][name]:.2f}")
+    if "recovery" in found:
+        print_table([found["recovery"]], tuple(found["recovery"]))
     if "latency" in found:
         print_table(found["latency"], ("events_per_s", "probes", "p50_ms", "p99_ms", "lost"))

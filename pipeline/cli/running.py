@@ -69,7 +69,7 @@ async def _run_sink(configured: "Settings") -> int:
     status = SinkStatus()
     health = None
     if configured.health_port is not None:
-        health = serve_health(configured.health_port, "sink", status.problems)
+        health = serve_health(configured.health_port, "sink", status.problems, status.own_problems)
     try:
         await run_sink(configured, stop, lambda: print("ready sink", flush=True), status)
     finally:

@@ -1,40 +1,46 @@
-"""What the sink says about itself to whoever asks after its health."""
+"""What the sink says about itself to whoever asks after its health, and to its watchdog."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from time import monotonic
 
-STALLED_AFTER_S = 30.0
+from pipeline.liveness import Sighting, Watchdog
 
 
 @dataclass
 class SinkStatus:
-    """Written by the sink, read by others. Times are of the monotonic clock, in seconds.
+    """Written by the sink, read by others, from other threads too.
 
     ``lag`` counts the blocks (and transaction markers) of each priced partition that the ledger
-    does not hold yet. ``last_advanced_s`` is when rows were last written, or nothing was to be
-    written.
+    does not hold yet. ``doing`` is what the sink does besides taking blocks; empty while it only
+    does that. ``is_ready`` once the first positions were read.
     """
 
-    last_advanced_s: float = field(default_factory=monotonic)
     lag: dict[int, int] = field(default_factory=dict[int, int])
+    doing: str = "it reads its positions from the ledger"
+    is_ready: bool = False
     rows_written: int = 0
     rounds: int = 0
     failures: int = 0
+    watchdog: Watchdog | None = None
 
     def note_round(self, rows: int) -> None:
         """A round was written and vouched for."""
-        self.last_advanced_s = monotonic()
         self.rows_written += rows
         self.rounds += 1
 
-    def note_idle(self) -> None:
-        """Everything that is there is in the ledger."""
-        self.last_advanced_s = monotonic()
-
     def problems(self) -> list[str]:
         """One line for each reason why the sink is not well; empty when it is."""
-        still_s = monotonic() - self.last_advanced_s
+        early = [] if self.is_ready else [f"the sink is not ready: {self.doing}"]
+        return early + ([] if self.watchdog is None else self.watchdog.problems())
+
+    def own_problems(self) -> list[str]:
+        """Those that a restart of the sink would cure."""
+        return [] if self.watchdog is None else self.watchdog.own_problems()
+
+    def look(self) -> Mapping[str, Sighting]:
+        """For the watchdog: a round that is written, or nothing that waits, is an advance."""
         waiting = sum(self.lag.values())
-        if still_s > STALLED_AFTER_S:
-            return [f"the sink has not advanced for {still_s:.0f} s; {waiting} blocks wait"]
-        return []
+        said = self.doing or ("the ledger lacks them" if waiting else "")
+        if waiting:
+            said = f"{waiting} blocks wait; {said}"
+        return {"the sink": Sighting(self.rounds, said)}

@@ -14,6 +14,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from faust.types import TP
 
+from pipeline.core.errors import TallyportError
 from pipeline.core.partials import PARTIAL_VERSION, Partial, encode_partial
 from pipeline.core.policies import Policy
 from pipeline.stream.context import StreamContext
@@ -22,6 +23,7 @@ from pipeline.stream.merging import MergeStage
 from pipeline.stream.policy_board import PolicyBoard
 from pipeline.stream.pricing import PriceStage
 from pipeline.stream.takeover import take_over
+from pipeline.stream.topics import Topics
 from pipeline.stream.transaction import FencedProducer
 from pipeline.stream.transport import Slice
 
@@ -35,6 +37,10 @@ PROBE_SOURCE = -1
 Seek = Callable[[str, int, int], Awaitable[None]]
 
 
+class StillFlushing(TallyportError):
+    """Partitions had to be let go, but their flush would not end; only the process can end it."""
+
+
 class Flow:
     """Owns the stages, their flush loop and the timers. ``on_failure`` hears of the first error."""
 
@@ -43,7 +49,7 @@ class Flow:
     ) -> None:
         self._context = context
         self._seek = seek
-        self._fetched = fetched
+        self.fetched = fetched
         self._on_failure = on_failure
         self._registrar = AIOKafkaProducer(**context.client, acks="all", enable_idempotence=True)
         self.board = PolicyBoard(
@@ -54,8 +60,14 @@ class Flow:
         self._arrived = asyncio.Event()
         self._producer: FencedProducer | None = None
         self._flushing: asyncio.Task[None] | None = None
+        self.flush_loop: FlushLoop | None = None
         self._timers: list[asyncio.Task[None]] = []
         self.assigned = asyncio.Event()
+
+    @property
+    def topics(self) -> Topics:
+        """The names of the topics this worker reads and writes."""
+        return self._context.topics
 
     async def start(self) -> None:
         """Connects, learns the broker's time and reads every policy."""
@@ -106,9 +118,9 @@ class Flow:
             taken.prices,
             taken.merges,
             self._arrived,
-            self._fetched,
+            self.fetched,
         )
-        self._flushing = self._spawn(loop.run(), "flushes")
+        self._flushing, self.flush_loop = self._spawn(loop.run(), "flushes"), loop
         log.info("serving source partitions %s and merge partitions %s", sources, homes)
         self.assigned.set()
 
@@ -116,11 +128,14 @@ class Flow:
         """Finishes the flush that has begun and lets every partition go."""
         self.assigned.clear()
         flushing, self._flushing = self._flushing, None
+        self.flush_loop = None
         for stage in (*self.prices.values(), *self.merges.values()):
             stage.inbox.close()
         if flushing is not None:
             flushing.cancel()
-            await asyncio.wait([flushing], timeout=RELEASE_TIMEOUT_S)
+            _, left = await asyncio.wait([flushing], timeout=RELEASE_TIMEOUT_S)
+            if left:
+                self._on_failure(StillFlushing(f"a flush took longer than {RELEASE_TIMEOUT_S} s"))
         producer, self._producer = self._producer, None
         if producer is not None:
             await producer.close()
@@ -177,8 +192,11 @@ class Flow:
     async def _keep_seeking(self) -> None:
         while True:
             await asyncio.sleep(RESEEK_INTERVAL_S)
-            for stage in (*self.prices.values(), *self.merges.values()):
-                await stage.inbox.retry_seek()
+            topics = self._context.topics
+            for topic, stages in ((topics.events, self.prices), (topics.partials, self.merges)):
+                for partition, stage in list(stages.items()):
+                    seen = self.fetched(TP(topic, partition))
+                    await stage.inbox.look_for_missing(None if seen is None else seen.highwater)
 
     async def _ask_time(self) -> None:
         """Learns the broker's time from a record without any cells."""

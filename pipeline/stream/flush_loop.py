@@ -81,6 +81,9 @@ class FlushLoop:
         self._arrived = arrived
         self._fetched = fetched
         self._committing: asyncio.Task[None] | None = None
+        self.commits = 0
+        """How many transactions this loop has committed."""
+        self.doing = "it has not gathered anything yet"
         self._round_at_s = 0.0
         self._marked_at_s = 0.0
         self._offsets_sent_at_s = 0.0
@@ -145,7 +148,9 @@ class FlushLoop:
         if all(stage.inbox.is_empty for stage in self._prices.values()):
             return
         rates = self._context.rates
+        self.doing = "it waits until the end of the rates is confirmed"
         await rates.wait_confirmed(self._context.settings.price_lead_s)
+        self.doing = "it takes records"
         limit = max(1, MAX_FLUSH_RECORDS // len(self._prices))
         for stage in self._prices.values():
             flush = await stage.gather(rates.version, limit)
@@ -187,7 +192,9 @@ class FlushLoop:
                 merge.apply_local(mark)
 
     async def _commit(self, gathered: _Round) -> None:
+        self.doing = "its transaction has not been committed"
         written = await self._producer.commit(gathered.outbox, gathered.offsets)
+        self.commits += 1
         point("price-committed")
         for batch in written:
             if batch.timestamp_type == LOG_APPEND_TIME and batch.timestamp is not None:

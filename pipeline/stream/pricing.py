@@ -156,6 +156,7 @@ class PriceStage:
             oldest_day=oldest_day,
             cells=len(totals),
             rules_digest=rules_digest(rules),
+            ids=before.ids + len(taken.keys),
         )
         return Flush(before, position, taken, changed, rules)
 

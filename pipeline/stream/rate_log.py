@@ -15,6 +15,7 @@ from pipeline.core.book import Book
 from pipeline.core.errors import TallyportError
 from pipeline.core.prices import PriceVersion
 from pipeline.core.rates import RateLog, RateSet
+from pipeline.core.restored import first_timestamp_ms
 from pipeline.stream.reader import open_follower, out_of_range, read_to_end
 
 FETCH_MAX_WAIT_MS = 200
@@ -181,4 +182,5 @@ class RateTail:
 
 
 def _feed(log: RateLog, record: ConsumerRecord, lead_s: int) -> None:
-    log.feed(record.offset, record.key, record.value, record.timestamp, lead_s)
+    arrived_ms = first_timestamp_ms(record.headers, record.timestamp)
+    log.feed(record.offset, record.key, record.value, arrived_ms, lead_s)

@@ -60,16 +60,31 @@ async def read_totals(
     return readers
 
 
-async def read_ids(
-    client: Mapping[str, Any], topics: Topics, partitions: list[int]
-) -> dict[int, IdJournalReader]:
-    """Reads the id journals of ``partitions`` to their end."""
-    readers = {p: IdJournalReader(f"{topics.ids} partition {p}") for p in partitions}
-    async for records in read_to_end(client, topics.ids, partitions):
+async def restore_sources(
+    client: Mapping[str, Any],
+    topics: Topics,
+    totals: Mapping[int, JournalReader],
+    horizon_ms: int,
+) -> dict[int, SourceTable]:
+    """The tables that go on where their journals end; ``totals`` holds those of the totals.
+
+    Reads the journals of ids. Raises ``CorruptRecord`` when the two do not agree.
+    """
+    tables: dict[int, SourceTable] = {}
+    readers: dict[int, IdJournalReader] = {}
+    for partition, reader in totals.items():
+        cells, journal, dedupe = SourceTotals(), Journal(), DedupeWindow(horizon_ms)
+        position = reader.restore(cells, journal)
+        tables[partition] = SourceTable(partition, cells, dedupe, position, journal, IdJournal())
+        name = f"{topics.ids} partition {partition}"
+        readers[partition] = IdJournalReader(name, dedupe, position.watermark_ms - horizon_ms)
+    async for records in read_to_end(client, topics.ids, list(totals)):
         reader = readers[records[0].partition]
         for record in records:
             reader.feed(record.key, record.value, record.offset)
-    return readers
+    for partition, table in tables.items():
+        table.ids = readers[partition].restore(table.position.ids)
+    return tables
 
 
 async def read_tables(
@@ -83,13 +98,3 @@ async def read_tables(
         cells = {(cell.scope, cell.day): cell.totals() for cell in totals.cells()}
         views[partition] = TableView(partition, position, cells)
     return views
-
-
-def restore_source(
-    partition: int, totals_reader: JournalReader, ids_reader: IdJournalReader, horizon_ms: int
-) -> SourceTable:
-    """Builds the table that goes on where the journals end; raises ``CorruptRecord``."""
-    totals, journal, dedupe = SourceTotals(), Journal(), DedupeWindow(horizon_ms)
-    position = totals_reader.restore(totals, journal)
-    ids = ids_reader.restore(dedupe)
-    return SourceTable(partition, totals, dedupe, position, journal, ids)

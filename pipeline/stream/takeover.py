@@ -12,9 +12,11 @@ Partials between 2 and 3 are read twice, which is harmless: they are cumulative 
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from pipeline import metrics
 from pipeline.core.accounts import Accounts
 from pipeline.core.budgets import is_heartbeat
 from pipeline.core.errors import CorruptRecord, Refused
@@ -29,7 +31,7 @@ from pipeline.stream.ownership import Ownership
 from pipeline.stream.policy_board import PolicyBoard
 from pipeline.stream.pricing import PriceStage
 from pipeline.stream.reader import end_offsets, read_to_end
-from pipeline.stream.tables import SourceTable, read_ids, read_totals, restore_source
+from pipeline.stream.tables import SourceTable, read_totals, restore_sources
 from pipeline.stream.transaction import FencedProducer
 
 Seek = Callable[[str, int, int], Awaitable[None]]
@@ -58,15 +60,20 @@ async def take_over(
     ``arrived`` is set whenever a stage has got work. Raises ``CorruptRecord`` or ``Refused`` when
     what is found cannot be trusted.
     """
+    stages = _Stages()
     producer = await Ownership(context.client, context.topics, sources, homes).take()
     try:
         starts = await _partial_ends(context, homes)
+        stages.end("own")
         everywhere = list(range(context.partitions)) if homes else sources
         totals = await read_totals(context.client, context.topics, everywhere)
-        ids = await read_ids(context.client, context.topics, sources)
+        stages.end("totals")
+        own = {p: totals.pop(p) for p in sources}
         horizon_ms = context.settings.dedupe_days * DAY_MS
-        tables = {p: restore_source(p, totals[p], ids[p], horizon_ms) for p in sources}
+        tables = await restore_sources(context.client, context.topics, own, horizon_ms)
+        own.clear()
         await _verify_positions(context, tables)
+        stages.end("tables")
         prices = {
             p: PriceStage(context, tables[p], _seek_to(seek, context.topics.events, p), arrived)
             for p in sources
@@ -75,11 +82,24 @@ async def take_over(
             home: Inbox(starts[home], _seek_to(seek, context.topics.partials, home), arrived)
             for home in homes
         }
-        merges = await _merges(context, inboxes, totals, board, sources)
+        merges = await _merges(context, inboxes, tables, totals, board)
+        stages.end("merges")
     except BaseException:
         await producer.close()
         raise
     return Takeover(producer, prices, merges)
+
+
+class _Stages:
+    """How long each stage took, as a metric."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+
+    def end(self, stage: str) -> None:
+        now_s = time.monotonic()
+        metrics.TAKEOVER_SECONDS.labels(stage).set(now_s - self._began_s)
+        self._began_s = now_s
 
 
 async def _partial_ends(context: StreamContext, homes: list[int]) -> dict[int, int]:
@@ -110,33 +130,42 @@ async def _verify_positions(context: StreamContext, tables: dict[int, SourceTabl
 async def _merges(
     context: StreamContext,
     inboxes: dict[int, Inbox],
-    totals: dict[int, JournalReader],
+    tables: dict[int, SourceTable],
+    others: dict[int, JournalReader],
     board: PolicyBoard,
-    sources: list[int],
 ) -> dict[int, MergeStage]:
     if not inboxes:
         return {}
     accounts = {home: _accounts(context, home) for home in inboxes}
     applied: dict[int, int] = {}
-    for source, reader in totals.items():
-        cells = SourceTotals()
-        position = reader.restore(cells)
+    for source in range(context.partitions):
+        if source in tables:
+            cells, position = tables[source].totals, tables[source].position
+        else:
+            cells = SourceTotals()
+            position = others.pop(source).restore(cells)
         _verify_epoch(context, source, position)
         applied[source] = position.flush
-        for cell in cells.cells():
-            home = accounts.get(scope_home(cell.scope, context.partitions))
-            if home is not None:
-                home.apply_cell(source, cell.scope, cell.day, cell.totals())
+        _apply_cells(context, accounts, source, cells)
     for policy in board.policies():
         for account in accounts.values():
             account.put_policy(policy)
     versions = await _restore_published(context, accounts)
     return {
         home: MergeStage(
-            context, home, accounts[home], dict(applied), versions[home], sources, inbox
+            context, home, accounts[home], dict(applied), versions[home], list(tables), inbox
         )
         for home, inbox in inboxes.items()
     }
+
+
+def _apply_cells(
+    context: StreamContext, accounts: dict[int, Accounts], source: int, cells: SourceTotals
+) -> None:
+    for cell in cells.cells():
+        home = accounts.get(scope_home(cell.scope, context.partitions))
+        if home is not None:
+            home.apply_cell(source, cell.scope, cell.day, cell.totals())
 
 
 def _verify_epoch(context: StreamContext, source: int, position: Position) -> None:

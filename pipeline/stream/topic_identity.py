@@ -167,11 +167,11 @@ async def watch_topics(
     """
     misses = 0
     while True:
-        await asyncio.sleep(interval_s)
         try:
             found = await topic_ids(client, list(recorded))
         except (KafkaError, OSError) as error:
             log.debug("the ids of topics are not known: %s", error)
+            await asyncio.sleep(interval_s)
             continue
         for name, topic in found.items():
             if str(topic) != recorded[name]:
@@ -187,3 +187,4 @@ async def watch_topics(
             raise Refused(
                 f"topic {missing[0]} was deleted while this process used it: what it held is lost"
             )
+        await asyncio.sleep(interval_s)

@@ -14,13 +14,14 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata, RecordMetadata, TopicPartition
 
 from pipeline.faults import point
+from pipeline.record_headers import RawNamesBatch, has_raw_names
 
 Headers = Sequence[tuple[str, bytes]]
 
 TRANSACTION_TIMEOUT_MS = 10_000
 REQUEST_TIMEOUT_MS = 8_000
 MAX_BATCH_BYTES = 1024 * 1024
-GZIP = 1
+NO_COMPRESSION, GZIP = 0, 1
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
 
 # A transaction that starts while the markers of the one before are still being written is told to
@@ -61,27 +62,30 @@ async def send_records(
 ) -> list[tuple[Any, int]]:
     """Sends records as whole batches; returns (future of the acknowledgement, record count)."""
     sent: list[tuple[Any, int]] = []
-    records = list(records)
-    batch = _batch_for(producer, records[0]) if records else producer.create_batch()
+    batch: Any = None
     for record in records:
-        if not _append(batch, record):
-            sent.append(await _send_batch(producer, topic, partition, batch))
-            batch = _batch_for(producer, record)
+        is_alone = bool(record.headers) and has_raw_names(record.headers)
+        if batch is None or is_alone or not _append(batch, record):
+            if batch is not None:
+                sent.append(await _send_batch(producer, topic, partition, batch))
+            batch = _batch_for(producer, record, raw_names=is_alone)
             _append(batch, record)
-    if batch.record_count():
+        if is_alone:
+            sent.append(await _send_batch(producer, topic, partition, batch))
+            batch = None
+    if batch is not None:
         sent.append(await _send_batch(producer, topic, partition, batch))
     return sent
 
 
-def _batch_for(producer: AIOKafkaProducer, first: Record) -> Any:
-    if not first.compressed:
+def _batch_for(producer: AIOKafkaProducer, first: Record, *, raw_names: bool) -> Any:
+    if not first.compressed and not raw_names:
         return producer.create_batch()
-    return BatchBuilder(
-        MAX_BATCH_BYTES,
-        GZIP,
-        is_transactional=producer._txn_manager is not None  # pyright: ignore
-        and producer._txn_manager.transactional_id is not None,  # pyright: ignore
-    )
+    manager: Any = producer._txn_manager  # pyright: ignore[reportPrivateUsage]
+    in_transaction = manager is not None and manager.transactional_id is not None
+    builder = RawNamesBatch if raw_names else BatchBuilder
+    compression = GZIP if first.compressed else NO_COMPRESSION
+    return builder(MAX_BATCH_BYTES, compression, is_transactional=in_transaction)
 
 
 async def _send_batch(

@@ -201,6 +201,16 @@ class SliceConsumer(Consumer):
         """See ``SliceConsumerThread.fetch_state``."""
         return cast(SliceConsumerThread, self._thread).fetch_state(tp)
 
+    @property
+    def fetching(self) -> aiokafka.AIOKafkaConsumer | None:
+        """aiokafka's consumer; None before its thread has made it."""
+        return cast(SliceConsumerThread, self._thread)._consumer  # pyright: ignore
+
+    @property
+    def fetch_loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop of the thread that fetches."""
+        return self._thread.thread_loop
+
     async def perform_seek(self) -> None:
         """Seeks every assigned partition to the position of its table."""
         positions: Mapping[TP, int] = cast(Any, self.app).flow.positions()

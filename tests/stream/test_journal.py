@@ -264,15 +264,18 @@ class Ids:
             self.offset += 1
 
     def restart(self) -> None:
-        reader = IdJournalReader(NAME)
-        for offset, key, value in self.log:
-            reader.feed(key, value, offset)
         window = DedupeWindow(HORIZON_MS)
-        self.journal = reader.restore(window)
+        self.journal = self.restored(window)
         recent = [k for k, ms in self.remembered.items() if ms >= self.now_ms - HORIZON_MS]
         assert window.admit(recent, [self.now_ms] * len(recent)) == [False] * len(recent)
         fresh = [event_key("q", str(n)) for n in range(5)]
         assert window.admit(fresh, [self.now_ms] * 5) == [True] * 5
+
+    def restored(self, window: DedupeWindow) -> IdJournal:
+        reader = IdJournalReader(NAME, window, self.now_ms - HORIZON_MS)
+        for offset, key, value in self.log:
+            reader.feed(key, value, offset)
+        return reader.restore(self.number)
 
 
 id_steps = st.lists(
@@ -321,17 +324,73 @@ def test_live_id_keys_are_bounded() -> None:
     assert max(counts[2:]) <= max(counts[:2]) + 2
 
 
+HEADER = b"\x02" + bytes(16)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         (b"d|0", b""),
-        (b"d|0", b"\x02" + bytes(8)),
-        (b"d|0", b"\x01" + bytes(8) + bytes(23)),
-        (b"x|0", bytes(9)),
-        (b"d|-1", bytes(9)),
+        (b"d|0", None),
+        (b"d|0", HEADER[:-1]),
+        (b"d|0", HEADER + bytes(23)),
+        (b"g|0", b"\x02" + bytes(8) + b"\xff" * 8),
+        (b"g|0", b"\x03" + bytes(16)),
+        (b"g|0", b"\x01" + bytes(8)),
+        (b"x|0", HEADER),
+        (b"d|-1", HEADER),
         (None, None),
     ],
 )
 def test_a_corrupt_id_record_is_named(key: bytes | None, value: bytes | None) -> None:
-    with pytest.raises(CorruptRecord, match=f"{NAME} offset 17"):
-        IdJournalReader(NAME).feed(key, value, 17)
+    reader = IdJournalReader(NAME, DedupeWindow(HORIZON_MS))
+    with pytest.raises(CorruptRecord, match=f"{NAME} offset 17") as raised:
+        reader.feed(key, value, 17)
+    if value is not None and value[:1] in (b"\x01", b"\x03"):
+        assert f"version {value[0]}; this release reads 2" in str(raised.value)
+
+
+@pytest.fixture
+def ids_of_eight(small_ring: None) -> Ids:
+    """Two segments of 9 ids and two deltas of 3, with a slot left over from before."""
+    ids = Ids()
+    for _ in range(8):
+        ids.flush(3, 1)
+    assert [key for _, key, _ in ids.log if key.startswith(b"g")] == [b"g|0", b"g|1"]
+    ids.log = compacted(ids.log, [True] * len(ids.log))
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("lost", "problem"),
+    [
+        (b"g|0", None),  # as if it had been forgotten
+        (b"g|1", "starts at id 18, but the record before it, at offset 3, ends at 9"),
+        (b"d|0", "starts at id 21, but the record before it, at offset 7, ends at 18"),
+        (b"d|1", "ends at id 21, but the totals count 24"),
+    ],
+)
+def test_ids_that_are_missing_are_noticed(
+    ids_of_eight: Ids, lost: bytes, problem: str | None
+) -> None:
+    ids_of_eight.log = [record for record in ids_of_eight.log if record[1] != lost]
+    if problem is None:
+        assert ids_of_eight.restored(DedupeWindow(HORIZON_MS)).count == 24
+        return
+    with pytest.raises(CorruptRecord, match=rf"{NAME} offset \d+: .*{problem}"):
+        ids_of_eight.restored(DedupeWindow(HORIZON_MS))
+
+
+def test_a_missing_segment_between_others_is_noticed(ids_of_eight: Ids) -> None:
+    for _ in range(4):
+        ids_of_eight.flush(3, 1)
+    ids_of_eight.log = [record for record in ids_of_eight.log if record[1] != b"g|1"]
+    with pytest.raises(CorruptRecord, match="segment 1 is missing"):
+        ids_of_eight.restored(DedupeWindow(HORIZON_MS))
+
+
+@pytest.mark.parametrize("count", [23, 25, 0])
+def test_totals_and_ids_that_do_not_agree_are_noticed(ids_of_eight: Ids, count: int) -> None:
+    ids_of_eight.number = count
+    with pytest.raises(CorruptRecord, match=f"ends at id 24, but the totals count {count}"):
+        ids_of_eight.restored(DedupeWindow(HORIZON_MS))

@@ -1,0 +1,108 @@
+"""Watching a worker: what of it must move, and for how long it may stand still.
+
+A worker's own bounds come first: a flush fails after seconds, reading a journal and waiting for
+rates after a minute. What is watched here is what those bounds cannot see.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from faust.types import TP
+
+from pipeline.fetch_pulse import answers_pulse, fetcher_pulse, group_pulse
+from pipeline.liveness import STALL_S, Look, Sighting, Watchdog, loop_pulse
+from pipeline.stream.flow import Flow
+from pipeline.stream.transport import SliceConsumer
+
+GIVE_UP_S = 60.0
+BROKER_GIVE_UP_S = 120.0
+
+
+class _Rates(Protocol):
+    confirmed_s: float | None
+
+
+def watch_worker(
+    dog: Watchdog,
+    loop: asyncio.AbstractEventLoop,
+    flow: Flow,
+    consumer: Callable[[], SliceConsumer | None],
+    rates: _Rates,
+) -> None:
+    """Looks at every part of a worker. ``consumer`` is None before Faust has made it."""
+
+    def of_fetching(pulse: Callable[[Any], Look]) -> Look:
+        made: dict[int, Look] = {}
+
+        def look() -> Mapping[str, Sighting]:
+            slices = consumer()
+            fetching = None if slices is None else slices.fetching
+            if fetching is None:
+                return {}
+            return made.setdefault(id(fetching), pulse(fetching))()
+
+        return look
+
+    def of_thread() -> Mapping[str, Sighting]:
+        slices = consumer()
+        if slices is None or slices.fetching is None:
+            return {}
+        return beat.setdefault(id(slices), loop_pulse(slices.fetch_loop, "the fetching thread"))()
+
+    beat: dict[int, Look] = {}
+    dog.watch("loop", loop_pulse(loop, "the worker"), GIVE_UP_S)
+    dog.watch("thread", of_thread, GIVE_UP_S)
+    dog.watch("fetch", of_fetching(lambda c: fetcher_pulse(c, "the worker")), STALL_S)
+    dog.watch("broker", of_fetching(answers_pulse), BROKER_GIVE_UP_S, restart_helps=False)
+    dog.watch(
+        "group", of_fetching(lambda c: group_pulse(c, "the worker's group")), BROKER_GIVE_UP_S
+    )
+    dog.watch("flush", flush_look(flow), GIVE_UP_S)
+    dog.watch("input", input_look(flow), BROKER_GIVE_UP_S)
+    dog.watch("rates", rates_look(rates), BROKER_GIVE_UP_S, restart_helps=False)
+    dog.watch("policies", policies_look(flow), BROKER_GIVE_UP_S, restart_helps=False)
+
+
+def flush_look(flow: Flow) -> Look:
+    """Sees transactions end; one with marks is due four times a second."""
+
+    def look() -> Mapping[str, Sighting]:
+        serving = flow.flush_loop
+        if serving is None or not flow.prices:
+            return {}
+        return {"the worker": Sighting((id(serving), serving.commits), serving.doing)}
+
+    return look
+
+
+def input_look(flow: Flow) -> Look:
+    """Sees every partition's input being taken while there is any."""
+
+    def look() -> Mapping[str, Sighting]:
+        seen: dict[str, Sighting] = {}
+        topics = flow.topics
+        for partition, stage in flow.prices.items():
+            state = flow.fetched(TP(topics.events, partition))
+            ahead = 0 if state is None else state.highwater - stage.inbox.reached
+            waiting = "" if ahead <= 0 else f"{ahead} records wait at offset {stage.inbox.reached}"
+            seen[f"{topics.events} partition {partition}"] = Sighting(stage.inbox.reached, waiting)
+        for partition, merge in flow.merges.items():
+            reached = merge.inbox.reached
+            waiting = "" if merge.inbox.is_empty else f"records wait at offset {reached}"
+            seen[f"{topics.partials} partition {partition}"] = Sighting(reached, waiting)
+        return seen
+
+    return look
+
+
+def rates_look(rates: _Rates) -> Look:
+    """Sees the end of the log of rates being confirmed, several times a second."""
+    return lambda: {"reading rates": Sighting(rates.confirmed_s, "no broker confirms their end")}
+
+
+def policies_look(flow: Flow) -> Look:
+    """Sees the fetches of policies being answered, several times a second."""
+    return lambda: {
+        "reading policies": Sighting(flow.board.tail.polled_ms, "no broker answers its fetches")
+    }
