@@ -67,6 +67,7 @@ class Inbox:
         self._pending_bytes = 0
         self._closed = False
         self._sought_at = float("-inf")
+        self._offered_at = asyncio.get_running_loop().time()
         self._is_seeking = False
         self._room = asyncio.Event()
         self._room.set()
@@ -88,6 +89,7 @@ class Inbox:
             await self._seek_back()
             return
         self._expected = piece.next_position
+        self._offered_at = asyncio.get_running_loop().time()
         self._is_seeking = False
         for part in _parts(piece):
             self._slices.append(part)
@@ -128,9 +130,17 @@ class Inbox:
         self._closed = True
         self._room.set()
 
-    async def retry_seek(self) -> None:
-        """Seeks again when the last seek has brought nothing for ``RESEEK_S``."""
-        if self._is_seeking and not self._closed:
+    async def look_for_missing(self, log_end: int | None) -> None:
+        """Seeks back when something is missing and nothing has come for ``RESEEK_S``.
+
+        Either the last seek brought nothing, or the last slice before ``log_end``, where the log
+        was seen to end, was dropped on the way and no later one shows the gap.
+        """
+        if self._closed:
+            return
+        is_behind = log_end is not None and self._expected < log_end and self.is_empty
+        now_s = asyncio.get_running_loop().time()
+        if self._is_seeking or (is_behind and now_s - self._offered_at >= RESEEK_S):
             await self._seek_back()
 
     async def _seek_back(self) -> None:

@@ -77,6 +77,23 @@ async def test_a_second_jump_seeks_again(monkeypatch: pytest.MonkeyPatch) -> Non
     assert seeks == [0, 0]
 
 
+async def test_a_last_slice_that_was_dropped_is_sought(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox_module, "RESEEK_S", 0.0)
+    seeks = Seeks()
+    inbox = Inbox(0, seeks, asyncio.Event())
+    await inbox.offer(piece(0, 5))
+    await inbox.look_for_missing(9)
+    assert seeks == []
+    assert taken(inbox) == [0, 1, 2, 3, 4]
+    await inbox.look_for_missing(None)
+    await inbox.look_for_missing(5)
+    assert seeks == []
+    await inbox.look_for_missing(9)
+    assert seeks == [5]
+    await inbox.offer(piece(5, 9))
+    assert taken(inbox) == [5, 6, 7, 8]
+
+
 async def test_takes_are_bounded_and_join() -> None:
     inbox = Inbox(0, Seeks(), asyncio.Event())
     await inbox.offer(piece(0, 6))
