@@ -11,6 +11,7 @@ from typing import Any
 import aiokafka.producer.sender
 from aiokafka import AIOKafkaProducer
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.producer.transaction_manager import TransactionState
 from aiokafka.structs import OffsetAndMetadata, RecordMetadata, TopicPartition
 
 from pipeline.faults import point
@@ -155,11 +156,10 @@ class FencedProducer:
         return written
 
     async def _begin(self) -> None:
-        manager = self._manager
-        if manager.is_fatal_error():
-            await manager.wait_for_transaction_end()  # raises what happened
-        if not manager.is_in_transaction():
+        if self._manager.state is TransactionState.READY:
             await self._producer.begin_transaction()
+        elif not self._manager.is_in_transaction():
+            await self._manager.wait_for_transaction_end()  # raises what went wrong in between
 
     async def _prepare(self, outbox: Outbox) -> None:
         """Begins the next transaction with the partitions of the last one, in the background.
