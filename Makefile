@@ -10,7 +10,7 @@ VENV := .venv/.made
 PACKAGES := .venv/.packages
 PROJECT := .venv/.project
 
-.PHONY: help install demo test lint unit format bench lock clean
+.PHONY: help install demo test lint unit format chaos bench lock clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)$$/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -42,11 +42,14 @@ lint: install ## ruff and pyright
 	timeout 300 $(BIN)/pyright
 
 unit: install ## the tests alone; ARGS goes to pytest
-	timeout --kill-after=30 1500 $(BIN)/python -m pytest $(ARGS)
+	timeout --kill-after=30 2700 $(BIN)/python -m pytest $(ARGS)
 
 format: install ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+chaos: install ## faults under load for MINUTES (5), of SEED; ARGS goes to tests.chaos (--help)
+	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: install ## the benchmarks
 	$(BIN)/tallyport bench
