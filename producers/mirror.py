@@ -31,6 +31,16 @@ class Entry(NamedTuple):
     partition: int | None
 
 
+class Standing(Asked):
+    """A mirrored policy that is asked; its ``as_of_ms`` moves on with its partition."""
+
+    __slots__ = ("entry",)
+
+    def __init__(self, entry: Entry, as_of_ms: int, freshness: str, reserved: int) -> None:
+        super().__init__(entry.record.state, as_of_ms, freshness, reserved)
+        self.entry = entry
+
+
 class _Beat:
     """What one partition last said about itself, and when ``as_of`` advanced, as seen here."""
 
@@ -87,7 +97,7 @@ class Mirror:
             for beat in self._beats.values():
                 beat.advanced_s = now_s
         for partition in range(self._partitions):
-            self._beats.setdefault(partition, _Beat(now_s))
+            self._beat_of(partition, now_s)
 
     def take(
         self, partition: int, key: bytes | str, value: bytes | None, now_s: float
@@ -169,24 +179,36 @@ class Mirror:
             for state in (record.state,)
         ]
 
-    def asked(self, scopes: Iterable[str], now_ms: int, now_s: float) -> list[Asked]:
+    def asked(self, scopes: Iterable[str], now_ms: int, now_s: float) -> list[Standing]:
         """The policies to ask for ``scopes``, each with the freshness of its partition."""
         return [self.ask(entry, now_s) for scope in scopes for entry in self.entries(scope, now_ms)]
 
-    def ask(self, entry: Entry, now_s: float, reserved: int = 0) -> Asked:
+    def ask(self, entry: Entry, now_s: float, reserved: int = 0) -> Standing:
         """One policy as it stands now, with ``reserved`` beside what it counts as used."""
-        record, partition = entry
-        as_of_ms = max(record.as_of_ms, self.as_of_ms(partition))
-        return Asked(record.state, as_of_ms, self.freshness(now_s, partition), reserved)
+        return Standing(
+            entry, self.contained_ms(entry), self.freshness(now_s, entry.partition), reserved
+        )
+
+    def contained_ms(self, entry: Entry) -> int:
+        """Up to when the state contains everything."""
+        return max(entry.record.as_of_ms, self.as_of_ms(entry.partition))
 
     def _beat(self, heartbeat: Heartbeat, now_s: float) -> Heartbeat | None:
-        beat = self._beats.setdefault(heartbeat.partition, _Beat(now_s))
+        beat = self._beat_of(heartbeat.partition, now_s)
         if heartbeat.as_of_ms < beat.as_of_ms:  # from before, when everything is sent again
             return None
         beat.through = heartbeat.through
         if heartbeat.as_of_ms > beat.as_of_ms:
             beat.as_of_ms, beat.advanced_s = heartbeat.as_of_ms, now_s
         return heartbeat
+
+    def _beat_of(self, partition: int, now_s: float) -> _Beat:
+        beat = self._beats.get(partition)
+        if beat is None:
+            beat = _Beat(now_s)
+            # Replaced, not changed: other threads may be looking through it.
+            self._beats = {**self._beats, partition: beat}
+        return beat
 
     def _state(
         self, partition: int, key: bytes | str, value: bytes | None

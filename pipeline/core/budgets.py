@@ -5,13 +5,12 @@ Amounts are tokens, or nanos where ``unit`` is ``cost``; instants are millisecon
 
 from collections.abc import Callable, Iterable
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from pipeline.core.errors import CorruptRecord, InvalidField
 from pipeline.core.money import NANO_PER_UNIT, format_nano, parse_decimal
-from pipeline.core.policies import Policy
 from pipeline.core.scopes import (
     RecordKey,
     format_scope,
@@ -32,6 +31,10 @@ HARD_CAP_EXCEEDED = "hard-cap-exceeded"
 SOFT_CAP_EXCEEDED = "soft-cap-exceeded"
 OK = "ok"
 STATUSES = (DISABLED, HARD_CAP_EXCEEDED, SOFT_CAP_EXCEEDED, OK)
+
+if TYPE_CHECKING:
+    # States are read where no policy is, and there this would double the time of the import.
+    from pipeline.core.policies import Policy
 
 _HEARTBEAT = "!heartbeat|"
 
@@ -70,7 +73,7 @@ class StateRecord(NamedTuple):
     as_of_ms: int
 
 
-def status_of(policy: Policy, used: int, now_ms: int) -> str:
+def status_of(policy: "Policy", used: int, now_ms: int) -> str:
     """``disabled``, ``hard-cap-exceeded``, ``soft-cap-exceeded`` or ``ok``: the first to apply."""
     if not policy.enabled:
         return DISABLED
@@ -82,7 +85,7 @@ def status_of(policy: Policy, used: int, now_ms: int) -> str:
 
 
 def state_of(
-    policy: Policy, scope: str, span: Window, used: int, unpriced_events: int, now_ms: int
+    policy: "Policy", scope: str, span: Window, used: int, unpriced_events: int, now_ms: int
 ) -> State:
     """The state of ``scope`` (the policy's own, or an id under a wildcard) at ``now_ms``."""
     return State(

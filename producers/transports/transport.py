@@ -1,0 +1,59 @@
+"""What a transport does for the SDK, whichever way it goes."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from producers.gate import Gate
+from producers.prices import Prices
+from producers.segment import Entry
+
+Follower = Callable[[threading.Event], None]
+"""Follows something until the event is set. Raises ``Unavailable``; it is then started again."""
+
+
+class Unavailable(Exception):
+    """The other side cannot be used now; the message is one line.
+
+    ``retry_after_s`` is what it asked for, None when it did not.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(" ".join(message.split())[:300])
+        self.retry_after_s = retry_after_s
+
+
+class Outcome(NamedTuple):
+    """What became of one event: where it stands, or with ``reason`` why it was refused."""
+
+    partition: int = -1
+    offset: int = -1
+    reason: str | None = None
+    detail: str = ""
+
+
+class Transport(Protocol):
+    """A connection of one process. It is used by the threads it was made for, and by no child."""
+
+    def deliver(self, entries: Sequence[Entry], stop: threading.Event) -> Sequence[Outcome | None]:
+        """Sends events in order and waits for what becomes of each; None means: send it again.
+
+        Returns early when ``stop`` is set. Raises ``Unavailable`` when none was taken.
+        """
+        ...
+
+    def followers(self, gate: Gate, prices: Prices) -> Sequence[Follower]:
+        """What keeps the gate and the prices up to date, each to be run in a thread."""
+        ...
+
+    def close(self) -> None:
+        """Ends the connection; what was not delivered is not."""
+        ...
+
+    def abandon(self) -> None:
+        """In a child process: never touch again what belongs to the parent."""
+        ...
+
+
+Connect = Callable[[], Transport]
+"""Makes a transport for this process; connects when it is used."""
