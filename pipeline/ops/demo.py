@@ -16,9 +16,10 @@ from typing import Any
 
 from clickhouse_connect.driver.client import Client
 
-from pipeline.audit.pricing import Prices
-from pipeline.audit.reading import read_event
-from pipeline.audit.run import AuditReport, run_audit
+from pipeline.audit.recount.events import read_event
+from pipeline.audit.recount.prices import Prices
+from pipeline.audit.report import AuditReport
+from pipeline.audit.run import run_audit
 from pipeline.core.money import format_nano, parse_nano
 from pipeline.core.policies import Policy, policy_from_object
 from pipeline.core.scopes import record_key

@@ -1,32 +1,36 @@
 """The comparison: what agrees passes, and every planted difference is found and named."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any
 
 import pytest
 
-from pipeline.audit.budgets import PolicyRecord, budgets_in_force, days_of, read_policy
-from pipeline.audit.compare import (
-    Difference,
-    Findings,
-    Manifest,
+from pipeline.audit.differences import MEANINGS, Difference, Findings, Kind
+from pipeline.audit.fates import (
+    ADDED_HEADERS,
+    Block,
+    BlockChain,
     Refusal,
-    StateRecord,
-    Table,
-    compare_coverage,
-    compare_daily,
-    compare_forwarded,
-    compare_ledger,
-    compare_manifests,
-    compare_rejected,
-    compare_something,
-    compare_states,
-    compare_tables,
+    compare_copies,
+    compare_refusals,
+    refusal_digest,
 )
-from pipeline.audit.gather import ledger_row
-from pipeline.audit.recount import LogRecord, Recount, Rules, home_of, sum_cells
+from pipeline.audit.manifests import Manifest, compare_manifests
+from pipeline.audit.recount.cells import sum_cells
+from pipeline.audit.recount.count import LogRecord, PartitionCount, Recount
+from pipeline.audit.recount.events import REASONS
+from pipeline.audit.recount.places import home_of
+from pipeline.audit.recount.policies import PolicyRecord, budgets_in_force, read_policy
+from pipeline.audit.recount.rows import canonical
+from pipeline.audit.recount.rules import Rules
+from pipeline.audit.recount.states import days_of
+from pipeline.audit.rows import RowDigest, add_suspects, compare_rows
+from pipeline.audit.states import ScopeSums, StateLog, StateRecord, compare_claims, compare_home
+from pipeline.audit.tables import Opening, Table, compare_table
 from pipeline.core.accounts import Accounts
 from pipeline.core.budgets import Heartbeat, heartbeat_json, heartbeat_key, state_json
 from pipeline.core.errors import InvalidField
@@ -35,6 +39,7 @@ from pipeline.core.windows import PERIODS, window
 from producers.simulator import simulate
 
 P = 2
+TOPIC = "usage.events"
 END = datetime(2026, 11, 22, 12, tzinfo=UTC)
 NOW_MS = int(END.timestamp() * 1000)
 RULES = Rules(0, 0, "", 7, 9, 300, 60, "USD")
@@ -58,11 +63,11 @@ POLICIES: list[dict[str, Any]] = [
 ]
 
 
-def build_log() -> Recount:
+def records() -> list[LogRecord]:
     """A small simulated day on two partitions, forwarded copies included."""
     logs: list[list[LogRecord]] = [[] for _ in range(P)]
     for one in simulate(events=1_200, end=END, partitions=P):
-        home = home_of(one.key or b"", P)
+        home = home_of((one.key or b"").decode(), P)
         partition = home if one.partition is None else one.partition
         log = logs[partition]
         log.append(LogRecord(partition, len(log), NOW_MS, one.key, one.value, one.headers))
@@ -71,27 +76,43 @@ def build_log() -> Recount:
             headers = (*one.headers, ("forwarded-from", whence))
             copy = LogRecord(home, len(logs[home]), NOW_MS, one.key, one.value, headers)
             logs[home].append(copy)
-    recount = Recount(P, {p: [RULES] for p in range(P)}, ())
-    for log in logs:
-        recount.feed(log)
+    return [record for log in logs for record in log]
+
+
+@pytest.fixture(scope="module")
+def log() -> list[LogRecord]:
+    return records()
+
+
+def recount_of(log: Sequence[LogRecord], **kwargs: Any) -> Recount:
+    recount = Recount(P, {p: [RULES] for p in range(P)}, (), **kwargs)
+    recount.feed(log)
     return recount
 
 
 @pytest.fixture(scope="module")
-def recount() -> Recount:
-    return build_log()
+def recount(log: list[LogRecord]) -> Recount:
+    return recount_of(log)
+
+
+def table_of(partition: int, count: PartitionCount) -> Table:
+    end = count.next_offset
+    return Table(partition, end, count.cells.below(end), count.fates_below(end), 0, 1, 9)
 
 
 def tables_of(recount: Recount) -> dict[int, Table]:
-    return {
-        p: Table(
-            p,
-            count.next_offset,
-            count.cells_below(count.next_offset),
-            count.fates_below(count.next_offset),
-        )
-        for p, count in recount.counts.items()
-    }
+    return {p: table_of(p, count) for p, count in recount.counts.items()}
+
+
+def cuts_of(recount: Recount) -> dict[int, int]:
+    return {p: count.next_offset for p, count in recount.counts.items()}
+
+
+def in_table(recount: Recount, table: Table, opening: Opening | None = None) -> list[Difference]:
+    findings = Findings()
+    count = recount.counts[table.partition]
+    compare_table(findings, count, table, opening or Opening(), epoch=1, rules_digest=None)
+    return findings.differences
 
 
 def policies() -> list[Policy]:
@@ -99,24 +120,24 @@ def policies() -> list[Policy]:
 
 
 def budgets() -> Any:
-    records = [PolicyRecord(p.key.encode(), policy_json(p)) for p in policies()]
-    return budgets_in_force(records, {})
+    found = [PolicyRecord(p.key.encode(), policy_json(p)) for p in policies()]
+    return budgets_in_force(found, {})
 
 
-def state_logs(recount: Recount, now_ms: int = NOW_MS) -> dict[int, list[StateRecord]]:
+def state_records(recount: Recount, now_ms: int = NOW_MS) -> dict[int, list[StateRecord]]:
     """What the worker's own fold publishes, with a heartbeat behind it."""
     logs: dict[int, list[StateRecord]] = {}
-    through = {p: count.next_offset for p, count in recount.counts.items()}
+    through = cuts_of(recount)
     for partition in range(P):
 
         def homes(scope: str, partition: int = partition) -> bool:
-            return home_of(scope.encode(), P) == partition
+            return home_of(scope, P) == partition
 
         accounts = Accounts(homes, now_ms)
         for policy in policies():
             accounts.put_policy(policy)
         for source, count in recount.counts.items():
-            for (scope, day), totals in count.cells_below(count.next_offset).items():
+            for (scope, day), totals in count.cells.below(count.next_offset).items():
                 if homes(scope):
                     accounts.apply_cell(source, scope, day, totals)
         log: list[StateRecord] = []
@@ -130,31 +151,63 @@ def state_logs(recount: Recount, now_ms: int = NOW_MS) -> dict[int, list[StateRe
     return logs
 
 
-def found_by(compare: Callable[..., Any], *arguments: Any) -> list[Difference]:
+def in_states(
+    recount: Recount, logs: Mapping[int, Sequence[StateRecord]], **claims: Any
+) -> list[Difference]:
     findings = Findings()
-    compare(findings, *arguments)
-    assert findings.count == len(findings.differences)
+    sums = ScopeSums(recount, [], budgets())
+    positions, ends = claims.get("positions", cuts_of(recount)), cuts_of(recount)
+    for partition, found in logs.items():
+        state_log = StateLog(partition)
+        state_log.feed([r._replace(offset=at) for at, r in enumerate(found)])
+        compare_home(findings, state_log, sums, budgets(), P)
+        compare_claims(findings, state_log, recount.counts, positions, ends, 1)
     return findings.differences
 
 
-# -- what agrees ---------------------------------------------------------------------------------
+def row_digests(recount: Recount) -> list[RowDigest]:
+    return [
+        RowDigest(TOPIC, p, offset, count.accepted.digest(at))
+        for p, count in recount.counts.items()
+        for at, offset in enumerate(count.accepted.offsets)
+    ]
 
 
-def test_everything_that_agrees_passes(recount: Recount) -> None:
+def in_rows(
+    recount: Recount, log: Sequence[LogRecord], rows: Sequence[RowDigest], **found: Any
+) -> list[Difference]:
     findings = Findings()
-    tables = tables_of(recount)
-    compare_something(findings, recount)
-    compare_tables(findings, recount, tables, {})
-    compare_states(findings, recount, state_logs(recount), budgets(), {})
-    compare_manifests(findings, recount, manifests_of(recount))
-    compare_rejected(findings, recount, refusals_of(recount), tables)
-    compare_forwarded(findings, recount, tables)
-    for partition, count in recount.counts.items():
-        compare_ledger(findings, partition, count, count.rows, count.next_offset)
+    suspects = compare_rows(findings, recount, TOPIC, rows, found.get("cuts", cuts_of(recount)))
+    expected = {(r.partition, r.offset): recount.row_of(r) or {} for r in log}
+    add_suspects(findings, recount, suspects, expected, found.get("found", {}))
+    return findings.differences
+
+
+def in_manifests(recount: Recount, manifests: Sequence[Manifest]) -> list[Difference]:
+    findings = Findings()
+    compare_manifests(findings, recount, manifests)
+    return findings.differences
+
+
+def kinds(differences: Sequence[Difference]) -> list[Kind]:
+    return [difference.kind for difference in differences]
+
+
+# -- what agrees -----------------------------------------------------------------------------------
+
+
+def test_everything_that_agrees_passes(recount: Recount, log: list[LogRecord]) -> None:
+    for table in tables_of(recount).values():
+        assert in_table(recount, table) == []
+    assert in_states(recount, state_records(recount)) == []
+    assert in_rows(recount, log, row_digests(recount)) == []
+    assert in_manifests(recount, manifests_of(recount)) == []
+    assert in_refusals(recount, refusals_of(recount, log)) == []
+    assert in_blocks(recount, blocks_of(recount)) == []
+    findings = Findings()
+    compare_copies(findings, recount, cuts_of(recount))
     assert findings.differences == []
-    assert findings.compared["states"] > 100
-    assert findings.compared["cells"] > 100
-    assert findings.compared["ledger rows"] > 1_000
+    assert findings.compared["forwarded"] > 5
 
 
 @pytest.mark.parametrize(
@@ -162,7 +215,17 @@ def test_everything_that_agrees_passes(recount: Recount) -> None:
 )
 def test_states_agree_at_other_times_too(recount: Recount, at: str) -> None:
     now_ms = int(datetime.fromisoformat(at).timestamp() * 1000)
-    assert found_by(compare_states, recount, state_logs(recount, now_ms), budgets(), {}) == []
+    assert in_states(recount, state_records(recount, now_ms)) == []
+
+
+def test_every_kind_has_a_meaning() -> None:
+    assert set(MEANINGS) == set(Kind)
+
+
+def test_digests_tell_where_one_text_ends() -> None:
+    assert canonical(["ab", "c"], [1]) != canonical(["a", "bc"], [1])
+    assert canonical(["a"], [1, 23]) != canonical(["a"], [12, 3])
+    assert canonical(["a"], [None]) != canonical(["a"], [0])
 
 
 @pytest.mark.parametrize("period", PERIODS)
@@ -225,73 +288,86 @@ def test_both_read_policies_alike(changes: dict[str, Any]) -> None:
 def test_an_invalid_policy_leaves_the_last_valid_one() -> None:
     valid, other = (json.dumps(b).encode() for b in (POLICIES[0], {**POLICIES[0], "hard_cap": 7}))
     key = b"port:harbor-7|tokens|month"
-    records = [PolicyRecord(key, valid), PolicyRecord(key, b"{}")]
-    assert budgets_in_force(records, {})[key.decode()].hard_cap == 9
-    assert budgets_in_force(records[1:], {key: other})[key.decode()].hard_cap == 7
-    assert budgets_in_force([*records, PolicyRecord(key, None)], {key: other}) == {}
+    found = [PolicyRecord(key, valid), PolicyRecord(key, b"{}")]
+    assert budgets_in_force(found, {})[key.decode()].hard_cap == 9
+    assert budgets_in_force(found[1:], {key: other})[key.decode()].hard_cap == 7
+    assert budgets_in_force([*found, PolicyRecord(key, None)], {key: other}) == {}
 
 
-# -- planted differences: coverage and tables ----------------------------------------------------
-
-
-def test_nothing_to_compare_is_a_failure() -> None:
-    assert found_by(compare_something, Recount(P, {}, ()))[0].what == "events to compare"
-
-
-def test_records_that_no_rules_decided_are_a_failure() -> None:
-    recount = Recount(1, {}, ())
-    recount.feed([LogRecord(0, 0, NOW_MS, None, b"{}", ())])
-    assert [d.part for d in found_by(compare_something, recount)] == ["rules", "log"]
-
-
-def test_a_part_that_is_behind_is_named() -> None:
-    found = found_by(compare_coverage, "ledger", {0: 10, 1: 5}, {0: 10, 1: 3})
-    assert [(d.part, d.partition, d.by) for d in found] == [("ledger", 1, -2)]
+# -- planted differences: tables -------------------------------------------------------------------
 
 
 def test_a_changed_cell_is_named_with_its_day_and_amount(recount: Recount) -> None:
-    tables = tables_of(recount)
-    (scope, day), cell = next((k, c) for k, c in tables[1].cells.items() if k[0] != "all")
-    tables[1].cells[scope, day] = (*cell[:2], cell[2] + 1, *cell[3:])
-    (difference,) = found_by(compare_tables, recount, tables, {})
-    assert difference[:3] == ("tables", 1, scope)
-    assert (difference.what, difference.by) == ("cost_nano", 1)
-    assert difference.day.startswith("2026-11-")
+    table = tables_of(recount)[1]
+    (scope, day), cell = next((k, c) for k, c in table.cells.items() if k[0] != "all")
+    cells = {**table.cells, (scope, day): (*cell[:2], cell[2] + 1, *cell[3:])}
+    (found,) = in_table(recount, replace(table, cells=cells))
+    assert (found.kind, found.partition, found.subject) == (Kind.TABLE_CELL, 1, scope)
+    assert found.amounts == {"cost_nano": 1}
+    assert found.day.startswith("2026-11-")
 
 
 def test_missing_and_strange_cells_and_counts_are_found(recount: Recount) -> None:
-    tables = tables_of(recount)
-    lost = next(key for key in tables[0].cells if key[0].startswith("user:"))
-    del tables[0].cells[lost]
-    tables[0].cells["user:nobody", 20_000] = (1, 0, 0, 0, 0, 0)
-    counts = {**tables[0].counts, "duplicates": 0}
-    tables[0] = Table(0, tables[0].next_offset, tables[0].cells, counts)
-    found = found_by(compare_tables, recount, tables, {})
+    table = tables_of(recount)[0]
+    cells = dict(table.cells)
+    lost = next(key for key in cells if key[0].startswith("user:"))
+    del cells[lost]
+    cells["user:nobody", 20_000] = (1, 0, 0, 0, 0, 0)
+    counts = {**table.counts, "duplicates": 0}
+    found = in_table(recount, replace(table, cells=cells, counts=counts))
     assert {d.subject for d in found} == {lost[0], "user:nobody", ""}
-    del tables[1]
-    assert ("tables", 1, "", "", "table") in [
-        d[:5] for d in found_by(compare_tables, recount, tables, {})
-    ]
+    assert Kind.TABLE_COUNT in kinds(found)
+
+
+def test_a_table_of_another_epoch_and_other_rules_is_found(recount: Recount) -> None:
+    table = replace(tables_of(recount)[0], epoch=2, flush=0)
+    findings = Findings()
+    compare_table(findings, recount.counts[0], table, Opening(), epoch=1, rules_digest=b"others")
+    assert kinds(findings.differences) == [Kind.TABLE_STAMP, Kind.TABLE_STAMP]
+    findings = Findings()
+    table = tables_of(recount)[0]
+    compare_table(findings, recount.counts[0], table, Opening(), epoch=1, rules_digest=b"others")
+    assert kinds(findings.differences) == [Kind.RULES_MISSING]
 
 
 def test_days_that_the_table_has_dropped_do_not_count(recount: Recount) -> None:
-    tables = tables_of(recount)
-    newest = max(day for _, day in tables[0].cells)
-    kept = {key: cell for key, cell in tables[0].cells.items() if key[1] >= newest}
-    tables[0] = Table(0, tables[0].next_offset, kept, tables[0].counts, oldest_day=newest)
-    assert found_by(compare_tables, recount, tables, {}) == []
+    table = tables_of(recount)[0]
+    newest = max(day for _, day in table.cells)
+    kept = {key: cell for key, cell in table.cells.items() if key[1] >= newest}
+    assert in_table(recount, replace(table, cells=kept, oldest_day=newest)) == []
 
 
 def test_an_opening_balance_counts_with_the_recount(recount: Recount) -> None:
-    tables = tables_of(recount)
+    table = tables_of(recount)[0]
     more = {("port:old", 20_000): (3, 30, 7, 7, 0, 0)}
-    cells = sum_cells([tables[0].cells, more])
-    tables[0] = Table(0, tables[0].next_offset, cells, tables[0].counts)
-    assert found_by(compare_tables, recount, tables, {0: more}) == []
-    assert {d.by for d in found_by(compare_tables, recount, tables, {})} == {3, 30, 7}
+    table = replace(table, cells=sum_cells([table.cells, more]))
+    assert in_table(recount, table, Opening(more)) == []
+    (found,) = in_table(recount, table)
+    assert found.amounts == {"requests": 3, "tokens": 30, "cost_nano": 7, "org_cost_nano": 7}
 
 
-# -- planted differences: states -----------------------------------------------------------------
+def test_deleted_records_that_were_never_counted_are_found(log: list[LogRecord]) -> None:
+    late = Recount(P, {p: [RULES] for p in range(P)}, (), {0: 50, 1: 0})
+    late.feed([r for r in log if r.partition == 0 and r.offset >= 50])
+    table = Table(0, 40, {}, {}, 0, 1, 1)
+    assert Kind.INPUT_LOST in kinds(in_table(late, table))
+
+
+def test_prices_of_an_unknown_book_are_not_verified(log: list[LogRecord]) -> None:
+    older = Recount(P, {p: [RULES._replace(book="older")] for p in range(P)}, (), book="mine")
+    older.feed(log)
+    assert older.counts[0].unverifiable["older"].count > 100
+    table = tables_of(older)[0]
+    (scope, day), cell = next(iter(table.cells.items()))
+    cells = {**table.cells, (scope, day): (*cell[:2], cell[2] + 1, *cell[3:])}
+    assert in_table(older, replace(table, cells=cells)) == []
+    cells = {**table.cells, (scope, day): (cell[0], cell[1] + 1, *cell[2:])}
+    assert kinds(in_table(older, replace(table, cells=cells))) == [Kind.TABLE_CELL]
+
+
+# -- planted differences: states -------------------------------------------------------------------
+
+KEY = b"port:harbor-7|tokens|month"
 
 
 def replaced(log: Sequence[StateRecord], key: bytes, **changes: Any) -> list[StateRecord]:
@@ -303,17 +379,16 @@ def replaced(log: Sequence[StateRecord], key: bytes, **changes: Any) -> list[Sta
     ]
 
 
-def partition_of(logs: dict[int, list[StateRecord]], key: bytes) -> int:
-    return next(p for p, log in logs.items() if any(r.key == key for r in log))
+def partition_of(logs: Mapping[int, Sequence[StateRecord]], key: bytes) -> int:
+    return next(p for p, found in logs.items() if any(r.key == key for r in found))
 
 
 def test_a_missing_state_is_found(recount: Recount) -> None:
-    logs = state_logs(recount)
-    key = b"port:harbor-7|tokens|month"
-    home = partition_of(logs, key)
-    logs[home] = [record for record in logs[home] if record.key != key]
-    (difference,) = found_by(compare_states, recount, logs, budgets(), {})
-    assert (difference.subject, difference.found) == (key.decode(), "none")
+    logs = state_records(recount)
+    home = partition_of(logs, KEY)
+    logs[home] = [record for record in logs[home] if record.key != KEY]
+    (found,) = in_states(recount, logs)
+    assert (found.kind, found.subject) == (Kind.STATE_MISSING, KEY.decode())
 
 
 @pytest.mark.parametrize(
@@ -333,190 +408,283 @@ def test_a_missing_state_is_found(recount: Recount) -> None:
 def test_a_state_that_says_something_else_is_found(
     recount: Recount, field: str, value: object
 ) -> None:
-    logs = state_logs(recount)
-    key = b"port:harbor-7|tokens|month"
+    logs = state_records(recount)
+    home = partition_of(logs, KEY)
+    logs[home] = replaced(logs[home], KEY, **{field: value})
+    (found,) = in_states(recount, logs)
+    assert (found.kind, found.partition, found.what) == (Kind.STATE_CHANGED, home, field)
+
+
+def test_a_cost_is_told_in_nanos(recount: Recount) -> None:
+    logs = state_records(recount)
+    key = b"port:harbor-3|cost|day"
     home = partition_of(logs, key)
-    logs[home] = replaced(logs[home], key, **{field: value})
-    (difference,) = found_by(compare_states, recount, logs, budgets(), {})
-    assert (difference.partition, difference.what) == (home, field)
+    used = next(json.loads(r.value or b"")["used"] for r in logs[home] if r.key == key)
+    logs[home] = replaced(logs[home], key, used=f"{used}0000000000"[:-9] if "." in used else "0")
+    for found in in_states(recount, logs):
+        assert "used_nano" in found.amounts
 
 
 def test_a_stale_state_and_one_without_a_reason_are_found(recount: Recount) -> None:
-    logs = state_logs(recount)
+    logs = state_records(recount)
     key = b"all|cost|month"
     home = partition_of(logs, key)
     late = next(r for r in logs[home] if r.key == key)
     logs[home] = [r for r in logs[home] if r.key != key]
-    logs[home].append(late._replace(offset=len(logs[home])))  # behind the heartbeat: too late
-    extra = StateRecord(-1, b"user:ghost|cost|day", late.value)
-    logs[1 - home].insert(0, extra)
-    found = found_by(compare_states, recount, logs, budgets(), {})
-    assert {(d.subject, d.expected == "none") for d in found} == {
-        (key.decode(), False),
-        ("user:ghost|cost|day", True),
-    }
+    logs[home].append(late)  # behind the heartbeat: too late
+    logs[1 - home].insert(0, StateRecord(-1, b"user:ghost|cost|day", late.value))
+    found = in_states(recount, logs)
+    assert sorted((d.kind, d.subject) for d in found) == [
+        (Kind.STATE_MISSING, key.decode()),
+        (Kind.STATE_UNEXPECTED, "user:ghost|cost|day"),
+    ]
 
 
 def test_a_tombstone_removes_a_state(recount: Recount) -> None:
-    logs = state_logs(recount)
+    logs = state_records(recount)
     ghost = [
         StateRecord(-2, b"user:ghost|cost|day", b'{"version":1,"used":"1"}'),
         StateRecord(-1, b"user:ghost|cost|day", None),
     ]
     logs[0] = [*ghost, *logs[0]]
-    assert found_by(compare_states, recount, logs, budgets(), {}) == []
+    assert in_states(recount, logs) == []
 
 
-def test_a_version_that_falls_is_found(recount: Recount) -> None:
-    logs = state_logs(recount)
+def test_a_version_that_falls_or_is_absent_or_too_high_is_found(recount: Recount) -> None:
+    logs = state_records(recount)
     key = b"all|cost|month"
     home = partition_of(logs, key)
     record = next(r for r in logs[home] if r.key == key)
-    logs[home] = [*replaced([record], key, version=6), *logs[home]]
-    (difference,) = found_by(compare_states, recount, logs, budgets(), {})
-    assert difference.what.startswith("version")
+    falling = {home: [*replaced([record], key, version=6), *logs[home]]}
+    assert kinds(in_states(recount, falling)) == [Kind.STATE_VERSION]
+    absent = {home: replaced(logs[home], key, version=None)}
+    assert kinds(in_states(recount, absent)) == [Kind.STATE_VERSION]
+    later_epoch = {home: replaced(logs[home], key, version=2 << 36)}
+    assert kinds(in_states(recount, later_epoch)) == [Kind.STATE_VERSION]
 
 
 def test_no_heartbeat_is_a_failure(recount: Recount) -> None:
-    logs = state_logs(recount)
+    logs = state_records(recount)
     logs[0] = logs[0][:-1]
-    assert [d.what for d in found_by(compare_states, recount, logs, budgets(), {})] == ["heartbeat"]
+    assert kinds(in_states(recount, logs)) == [Kind.HEARTBEAT_MISSING]
+
+
+def test_a_heartbeat_that_claims_too_much_is_found(recount: Recount) -> None:
+    logs = state_records(recount)
+    far = {p: end + 5 for p, end in cuts_of(recount).items()}
+    logs[0][-1] = logs[0][-1]._replace(value=heartbeat_json(Heartbeat(0, NOW_MS, far)))
+    found = in_states(recount, logs)
+    assert kinds(found) == [Kind.HEARTBEAT_AHEAD] * P
+    behind = {p: end - 3 for p, end in cuts_of(recount).items()}
+    found = in_states(recount, state_records(recount), positions=behind)
+    assert set(kinds(found)) == {Kind.HEARTBEAT_AHEAD}
 
 
 def test_an_earlier_heartbeat_at_which_all_agrees_is_enough(recount: Recount) -> None:
-    logs = state_logs(recount)
+    logs = state_records(recount)
     home = partition_of(logs, b"all|cost|month")
     ahead = replaced([logs[home][0]], logs[home][0].key, used="1", version=9)
-    heartbeat = logs[home][-1]
-    logs[home] = [*logs[home], *ahead, heartbeat]
-    assert found_by(compare_states, recount, logs, budgets(), {}) == []
+    logs[home] = [*logs[home], *ahead, logs[home][-1]]
+    assert in_states(recount, logs) == []
 
 
-# -- planted differences: the ledger -------------------------------------------------------------
+def test_states_agree_in_the_middle_of_the_log(log: list[LogRecord]) -> None:
+    """A heartbeat is judged at what it claims, not at what the recount has come to."""
+    half = [r for r in log if r.offset < 300]
+    logs = state_records(recount_of(half))
+    whole = recount_of(log)
+    assert in_states(whole, logs) == []
 
 
-def manifests_of(recount: Recount) -> dict[int, list[Manifest]]:
-    manifests: dict[int, list[Manifest]] = {}
+# -- planted differences: the ledger ---------------------------------------------------------------
+
+
+def manifests_of(recount: Recount) -> list[Manifest]:
+    manifests: list[Manifest] = []
     for p, count in recount.counts.items():
         middle = count.next_offset // 2
         first, whole = count.fates_below(middle), count.fates_below(count.next_offset)
-        second = {fate: whole[fate] - first[fate] for fate in whole}
-        manifests[p] = [
-            Manifest(p, 0, middle, *first.values()),
-            Manifest(p, middle, count.next_offset, *second.values()),
+        names = ("accepted", "rejected", "duplicates", "forwarded")
+        manifests += [
+            Manifest(p, 0, middle, *(first[name] for name in names)),
+            Manifest(p, middle, count.next_offset, *(whole[n] - first[n] for n in names)),
         ]
     return manifests
 
 
-def test_a_missing_and_a_doubled_row_are_found(recount: Recount) -> None:
-    count = recount.counts[1]
-    rows = [*count.rows[:10], *count.rows[11:20], count.rows[19], *count.rows[20:]]
-    found = found_by(compare_ledger, 1, count, rows, count.next_offset)
-    assert [(d.partition, d.by) for d in found] == [(1, -1), (1, 1)]
-    assert count.rows[10].event_id in found[0].subject
-    assert f"port:{count.rows[19].port_id}" in found[1].subject
-
-
-def test_rows_missing_at_the_ends_and_a_strange_one_are_found(recount: Recount) -> None:
-    count = recount.counts[0]
-    rejected = next(iter(count.rejected))
-    strange = count.rows[5]._replace(offset=rejected)
-    rows = sorted([*count.rows[1:-1], strange])
-    found = found_by(compare_ledger, 0, count, rows, count.next_offset)
-    assert sorted(d.by or 0 for d in found) == [-1, -1, 1]
-    assert found_by(compare_ledger, 0, count, [], count.next_offset)
-
-
-def test_one_nano_is_found(recount: Recount) -> None:
-    count = recount.counts[0]
-    at = next(i for i, row in enumerate(count.rows) if row.cost_nano)
-    wrong = count.rows[at]._replace(cost_nano=(count.rows[at].cost_nano or 0) + 1, digest=b"")
-    rows = [*count.rows[:at], wrong, *count.rows[at + 1 :]]
-    (difference,) = found_by(compare_ledger, 0, count, rows, count.next_offset)
-    assert (difference.what, difference.by) == ("cost_nano", 1)
-
-
-def test_rows_beyond_the_manifest_do_not_count(recount: Recount) -> None:
-    count = recount.counts[0]
-    end = count.rows[50].offset
-    assert found_by(compare_ledger, 0, count, count.rows[:60], end) == []
-
-
-def test_a_changed_column_is_named() -> None:
-    value = (
-        b'{"event_id":"e","occurred_at":"2026-11-22T11:00:00Z","port_id":"p","provider":"openai",'
-        b'"model":"gpt-5","input_tokens":10,"reported_cost":"0.50","tags":{"b":"1","a":"2"}}'
-    )
-    recount = Recount(1, {0: [RULES]}, ())
-    recount.feed([LogRecord(0, 0, NOW_MS, None, value, ())])
-    values: list[Any] = [
-        *(0, "e", int(datetime(2026, 11, 22, 11, tzinfo=UTC).timestamp()) * 1_000_000, "p"),
-        *("openai", "gpt-5", "", "", "", "", "", "", "", "", "unspecified", "llm", "org"),
-        *(10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, False, "0.5", {"a": "2", "b": "1"}),
-        *(NOW_MS, 12_500, "priced"),
+def test_a_missing_and_a_doubled_row_are_found(recount: Recount, log: list[LogRecord]) -> None:
+    rows = row_digests(recount)
+    lost, twice = rows[10], rows[20]
+    found = in_rows(recount, log, [*rows[:10], *rows[11:], twice])
+    assert [(d.kind, d.partition, d.offset) for d in found] == [
+        (Kind.ROW_TWICE, twice.partition, twice.offset),
+        (Kind.ROW_MISSING, lost.partition, lost.offset),
     ]
-    assert found_by(compare_ledger, 0, recount.counts[0], [ledger_row(values)], 1) == []
-    values[5] = "gpt-5-mini"
-    (difference,) = found_by(compare_ledger, 0, recount.counts[0], [ledger_row(values)], 1)
-    assert difference.what == "model at offset 0"
+    assert found[1].subject.startswith("port:")
+    assert found[1].day.startswith("2026-11-")
+    assert found[1].amounts["requests"] == -1
+
+
+def test_rows_that_should_not_be_there_are_found(recount: Recount, log: list[LogRecord]) -> None:
+    rejected = recount.counts[0].rejected.offsets[0]
+    strange = [RowDigest(TOPIC, 0, rejected, b""), RowDigest("other", 7, 1, b"")]
+    row = {"port_id": "p", "event_id": "e", "total_tokens": 5, "cost_nano": 7, "requests": 1}
+    places = [(row.topic, row.partition, row.offset) for row in strange]
+    found = in_rows(
+        recount, log, [*row_digests(recount), *strange], found={place: [row] for place in places}
+    )
+    assert kinds(found) == [Kind.ROW_UNEXPECTED] * 2
+    assert found[0].expected.startswith("rejected: ")
+    assert found[0].amounts == {"total_tokens": 5, "requests": 1, "cost_nano": 7}
+
+
+def test_a_changed_column_is_named(recount: Recount, log: list[LogRecord]) -> None:
+    rows = row_digests(recount)
+    record = next(r for r in log if (r.partition, r.offset) == rows[3][1:3])
+    right = recount.row_of(record)
+    assert right is not None
+    wrong = {**right, "cost_nano": (right["cost_nano"] or 0) + 1, "rate_id": "other"}
+    changed = rows[3]._replace(digest=sha256(b"other").digest()[:20])
+    place = (TOPIC, rows[3].partition, rows[3].offset)
+    found = in_rows(recount, log, [*rows[:3], changed, *rows[4:]], found={place: [wrong]})
+    (difference,) = found
+    assert (difference.kind, difference.what) == (Kind.ROW_CHANGED, "rate_id, cost_nano")
+    assert right["cost_nano"] is None or difference.amounts == {"cost_nano": 1}
+
+
+def test_rows_beyond_the_cut_do_not_count(recount: Recount, log: list[LogRecord]) -> None:
+    cuts = dict.fromkeys(range(P), 50)
+    rows = [row for row in row_digests(recount) if row.offset < 60]
+    assert in_rows(recount, log, rows, cuts=cuts) == []
+
+
+def test_what_is_not_shown_is_still_counted(recount: Recount, log: list[LogRecord]) -> None:
+    findings = Findings()
+    suspects = compare_rows(findings, recount, TOPIC, [], cuts_of(recount))
+    add_suspects(findings, recount, suspects, {}, {})
+    accepted = sum(len(count.accepted) for count in recount.counts.values())
+    assert sum(d.records for d in findings.differences) == accepted
 
 
 def test_gaps_and_wrong_counts_in_manifests_are_found(recount: Recount) -> None:
-    manifests = manifests_of(recount)
-    first, second = manifests[0]
-    manifests[0] = [first._replace(next_offset=first.next_offset - 2), second]
-    assert [d.by for d in found_by(compare_manifests, recount, manifests)] == [2]
-    manifests[0] = [second]
-    assert found_by(compare_manifests, recount, manifests)[0].what == "first offset"
-    manifests[0] = [first._replace(accepted=first.accepted + 1), second]
-    assert [d.by for d in found_by(compare_manifests, recount, manifests)] == [1]
-    del manifests[0]
-    assert found_by(compare_manifests, recount, manifests)[0].what == "manifests"
+    first, second, *others = manifests_of(recount)
+    short = first._replace(next_offset=first.next_offset - 2)
+    found = in_manifests(recount, [short, second, *others])
+    assert Kind.MANIFEST_GAP in kinds(found)
+    gap = next(d for d in found if d.kind is Kind.MANIFEST_GAP)
+    assert (gap.partition, gap.offset, gap.amounts) == (0, short.next_offset, {"offsets": -2})
+    (late,) = in_manifests(recount, [second, *others])
+    assert (late.kind, late.offset) == (Kind.MANIFEST_GAP, 0)
+    more = first._replace(accepted=first.accepted + 1)
+    (wrong,) = in_manifests(recount, [more, second, *others])
+    assert (wrong.kind, wrong.amounts) == (Kind.MANIFEST_COUNT, {"accepted": 1})
+    assert kinds(in_manifests(recount, others)) == [Kind.MANIFEST_GAP]
 
 
-def test_daily_sums_that_differ_are_found() -> None:
-    sums = {"requests": 5, "cost_nano": "12"}
-    assert found_by(compare_daily, sums, dict(sums)) == []
-    (difference,) = found_by(compare_daily, sums, {**sums, "requests": 4})
-    assert (difference.what, difference.by) == ("requests", -1)
+# -- planted differences: where records ended ------------------------------------------------------
 
 
-# -- planted differences: rejected and forwarded -------------------------------------------------
+def refusals_of(recount: Recount, log: Sequence[LogRecord]) -> list[Refusal]:
+    by_place = {(r.partition, r.offset): r for r in log}
+    found: list[Refusal] = []
+    for p, count in recount.counts.items():
+        for at, offset in enumerate(count.rejected.offsets):
+            record = by_place[p, offset]
+            reason = REASONS[count.rejected.note(at)]
+            added = [(name, b"x") for name in ADDED_HEADERS]
+            added[0] = ("reason", reason.encode())
+            headers = [*record.headers, *added]
+            digest = refusal_digest(record.key, record.value, headers)
+            found.append(Refusal(p, offset, reason, digest))
+    return found
 
 
-def refusals_of(recount: Recount) -> list[Refusal]:
-    return [
-        Refusal(p, offset, original.note, original.digest)
-        for p, count in recount.counts.items()
-        for offset, original in count.rejected.items()
-    ]
+def in_refusals(recount: Recount, refusals: Sequence[Refusal]) -> list[Difference]:
+    findings = Findings()
+    compare_refusals(findings, recount, refusals, cuts_of(recount))
+    return findings.differences
 
 
-def test_rejected_records_must_match_one_to_one(recount: Recount) -> None:
-    tables = tables_of(recount)
-    whole = refusals_of(recount)
-    assert found_by(compare_rejected, recount, whole * 2, tables) == []
-    accepted = recount.counts[0].rows[0].offset
+def test_rejected_records_must_match(recount: Recount, log: list[LogRecord]) -> None:
+    whole = refusals_of(recount, log)
+    assert in_refusals(recount, whole * 2) == []
+    accepted = recount.counts[0].accepted.offsets[0]
     wrong = [
         whole[0]._replace(reason="too-new"),
         whole[1]._replace(digest=b""),
         *whole[3:],
         Refusal(0, accepted, "too-old", b""),
     ]
-    found = found_by(compare_rejected, recount, wrong, tables)
-    assert sorted(d.what for d in found) == [
-        "key, value and headers",
-        "reason",
-        "record",
-        "record",
+    found = in_refusals(recount, wrong)
+    assert sorted(kinds(found)) == [
+        Kind.REFUSAL_CHANGED,
+        Kind.REFUSAL_CHANGED,
+        Kind.REFUSAL_MISSING,
+        Kind.REFUSAL_UNEXPECTED,
     ]
+    missing = next(d for d in found if d.kind is Kind.REFUSAL_MISSING)
+    assert (missing.partition, missing.offset) == whole[2][:2]
 
 
-def test_a_forwarded_record_that_did_not_arrive_is_found() -> None:
-    recount = build_log()
-    tables = tables_of(recount)
-    place, _ = next((k, d) for c in recount.counts.values() for k, d in c.taken_over.items())
-    for count in recount.counts.values():
-        count.taken_over.pop(place, None)
-    (difference,) = found_by(compare_forwarded, recount, tables)
-    assert (difference.partition, difference.subject) == (place[0], f"offset {place[1]}")
+def test_a_refusal_has_all_headers_it_came_with() -> None:
+    added = [(name, b"x") for name in ADDED_HEADERS]
+    sent = [("reason", b"mine"), ("a", b"1")]
+    whole = refusal_digest(b"k", b"v", [*sent, *added])
+    assert whole != refusal_digest(b"k", b"v", [*sent[1:], *added])
+    assert whole != refusal_digest(b"k", None, [*sent, *added])
+    assert whole != refusal_digest(b"k", b"v", [*sent, ("reason", b"y"), *added[1:]])
+
+
+def test_a_forwarded_record_that_arrived_changed_is_found(log: list[LogRecord]) -> None:
+    at = next(i for i, r in enumerate(log) if any(n == "forwarded-from" for n, _ in r.headers))
+    changed = [*log]
+    changed[at] = log[at]._replace(key=b"another")
+    recount = recount_of(changed)
+    findings = Findings()
+    compare_copies(findings, recount, cuts_of(recount))
+    (found,) = findings.differences
+    source = dict(log[at].headers)["forwarded-from"]
+    assert source is not None
+    assert (found.kind, found.partition, found.offset) == (
+        Kind.COPY_MISSING,
+        *map(int, source.split(b"/")[:2]),
+    )
+
+
+def blocks_of(recount: Recount) -> list[Block]:
+    blocks: list[Block] = []
+    for p, count in recount.counts.items():
+        for start in range(0, count.next_offset, 100):
+            stop = min(start + 100, count.next_offset)
+            fates = (
+                count.accepted.offsets,
+                count.rejected.offsets,
+                count.duplicates,
+                count.forwarded.offsets,
+            )
+            inside = ([o for o in offsets if start <= o < stop] for offsets in fates)
+            blocks.append(Block(p, start, stop, *inside))
+    return blocks
+
+
+def in_blocks(recount: Recount, blocks: Sequence[Block]) -> list[Difference]:
+    findings = Findings()
+    chains = {p: BlockChain(count, p, 0) for p, count in recount.counts.items()}
+    for at, block in enumerate(blocks):
+        chains[block.partition].feed(findings, block, at)
+    return findings.differences
+
+
+def test_gaps_and_other_fates_in_blocks_are_found(recount: Recount) -> None:
+    blocks = blocks_of(recount)
+    (gap,) = in_blocks(recount, [blocks[0], *blocks[2:]])
+    assert (gap.kind, gap.partition, gap.offset) == (Kind.BLOCK_GAP, 0, 100)
+    offset = blocks[1].accepted[0]
+    as_duplicate = blocks[1]._replace(
+        accepted=blocks[1].accepted[1:], duplicates=[*blocks[1].duplicates, offset]
+    )
+    found = in_blocks(recount, [blocks[0], as_duplicate, *blocks[2:]])
+    assert [(d.kind, d.offset, dict(d.amounts)) for d in found] == [
+        (Kind.BLOCK_FATE, offset, {"accepted": -1}),
+        (Kind.BLOCK_FATE, offset, {"duplicates": 1}),
+    ]

@@ -1,25 +1,20 @@
-"""The audit's own view of budgets: which states there must be, and what each must say."""
+"""Budget policies as the contract's section 6 reads them: which of the records are in force."""
 
 import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from pipeline.audit.reading import Unreadable, parse_time
-from pipeline.audit.recount import ZERO, Cells, Totals, plain
+from pipeline.audit.recount.instants import parse_instant
 
 UNITS = ("tokens", "cost")
 PERIODS = ("day", "week", "month", "rolling-30d")
 KIND_LENGTHS = {"org": 256, "port": 128, "group": 256, "user": 256}
 NANO = 1_000_000_000
-DAY_MS = 86_400_000
 MAX_AMOUNT = 2**63 - 1
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PLAIN = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)", re.ASCII)
 
 
@@ -125,7 +120,7 @@ def read_policy(key: bytes, value: bytes) -> Budget | None:
     try:
         body = {k: v for k, v in json.loads(value).items() if v is not None}
         budget = _budget(body)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, Unreadable):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return budget if budget.key.encode() == key else None
 
@@ -199,93 +194,4 @@ def _amount(value: Any, unit: str) -> int:
 
 
 def _milliseconds(text: str) -> int:
-    return parse_time(text.replace(" ", "T", 1)) // 1000
-
-
-# -- periods -------------------------------------------------------------------------------------
-
-
-def days_of(period: str, now_ms: int) -> range:
-    """The days (since 1970) of the window that runs at ``now_ms``."""
-    now = _EPOCH + timedelta(milliseconds=now_ms)
-    today = datetime(now.year, now.month, now.day, tzinfo=UTC)
-    if period == "day":
-        start, end = today, today + timedelta(days=1)
-    elif period == "week":
-        start = today - timedelta(days=today.weekday())
-        end = start + timedelta(days=7)
-    elif period == "month":
-        start = today.replace(day=1)
-        end = (start + timedelta(days=40)).replace(day=1)
-    else:
-        start, end = today - timedelta(days=29), today + timedelta(days=1)
-    return range((start - _EPOCH).days, (end - _EPOCH).days)
-
-
-def _instant(day: int) -> str:
-    return (_EPOCH + timedelta(days=day)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-# -- states --------------------------------------------------------------------------------------
-
-
-def expected_states(
-    budgets: Mapping[str, Budget], cells: Cells, now_ms: int
-) -> dict[str, dict[str, Any]]:
-    """What must stand on ``budget.state`` by record key, ``version`` and ``as_of`` left out.
-
-    ``cells`` are those of all source partitions added up.
-    """
-    by_scope: dict[str, dict[int, Totals]] = {}
-    for (scope, day), totals in cells.items():
-        by_scope.setdefault(scope, {})[day] = totals
-    states: dict[str, dict[str, Any]] = {}
-    for budget in budgets.values():
-        days = days_of(budget.period, now_ms)
-        if budget.target.kind != "all" and budget.target.ident is None:
-            states[budget.key] = _state(budget, budget.target, [], days, now_ms)
-            for scope, by_day in by_scope.items():
-                kind, _, ident = scope.partition(":")
-                target = Target(kind, ident)
-                own = f"{target.encoded}|{budget.unit}|{budget.period}"
-                inside = [by_day[day] for day in by_day if day in days]
-                if kind == budget.target.kind and inside and own not in budgets:
-                    states[own] = _state(budget, target, inside, days, now_ms)
-        else:
-            by_day = by_scope.get(budget.target.text, {})
-            inside = [by_day[day] for day in by_day if day in days]
-            states[budget.key] = _state(budget, budget.target, inside, days, now_ms)
-    return states
-
-
-def _state(
-    budget: Budget, target: Target, inside: list[Totals], days: range, now_ms: int
-) -> dict[str, Any]:
-    sums = [sum(column) for column in zip(ZERO, *inside, strict=True)]
-    if budget.unit == "tokens":
-        used, unpriced = sums[1], sums[4]
-    elif target.kind == "user":
-        used, unpriced = sums[2], sums[4]
-    else:
-        used, unpriced = sums[3], sums[5]
-    hard_cap = budget.hard_cap_at(now_ms)
-
-    def shown(amount: int | None) -> int | str | None:
-        if amount is None or budget.unit == "tokens":
-            return amount
-        return plain(Decimal(amount).scaleb(-9))
-
-    return {
-        "scope": target.text,
-        "unit": budget.unit,
-        "period": budget.period,
-        "period_start": _instant(days.start),
-        "resets_at": _instant(days.stop),
-        "status": budget.status(used, now_ms),
-        "used": shown(used),
-        "remaining": shown(None if hard_cap is None else hard_cap - used),
-        "soft_cap": shown(budget.soft_cap),
-        "hard_cap": shown(hard_cap),
-        "unpriced_events": unpriced,
-        "on_stale": budget.on_stale,
-    }
+    return parse_instant(text.replace(" ", "T", 1)) // 1000

@@ -1,0 +1,191 @@
+"""Differences: what can disagree, in a closed list, and where and by how much it does."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from enum import StrEnum
+from typing import Any
+
+MAX_DIFFERENCES = 1_000
+
+
+class Kind(StrEnum):
+    """Every way in which two parts can disagree."""
+
+    NOTHING_COMPARED = "nothing-compared"
+    NOT_VERIFIABLE = "not-verifiable"
+    BEHIND = "behind"
+    INPUT_LOST = "input-lost"
+    RULES_MISSING = "rules-missing"
+    TABLE_MISSING = "table-missing"
+    TABLE_CELL = "table-cell"
+    TABLE_COUNT = "table-count"
+    TABLE_STAMP = "table-stamp"
+    STATE_MISSING = "state-missing"
+    STATE_UNEXPECTED = "state-unexpected"
+    STATE_CHANGED = "state-changed"
+    STATE_VERSION = "state-version"
+    HEARTBEAT_MISSING = "heartbeat-missing"
+    HEARTBEAT_AHEAD = "heartbeat-ahead"
+    ROW_MISSING = "row-missing"
+    ROW_UNEXPECTED = "row-unexpected"
+    ROW_TWICE = "row-twice"
+    ROW_CHANGED = "row-changed"
+    MANIFEST_GAP = "manifest-gap"
+    MANIFEST_COUNT = "manifest-count"
+    BLOCK_GAP = "block-gap"
+    BLOCK_FATE = "block-fate"
+    REFUSAL_MISSING = "refusal-missing"
+    REFUSAL_UNEXPECTED = "refusal-unexpected"
+    REFUSAL_CHANGED = "refusal-changed"
+    COPY_MISSING = "copy-missing"
+    DAILY_CHANGED = "daily-changed"
+
+
+MEANINGS: Mapping[Kind, str] = {
+    Kind.NOTHING_COMPARED: "there was nothing to compare, which is no agreement",
+    Kind.NOT_VERIFIABLE: "a built-in book decided prices that is not installed here",
+    Kind.BEHIND: "a part has not taken in what was in Kafka when the audit began",
+    Kind.INPUT_LOST: "Kafka deleted records, or ends, before what a part has counted",
+    Kind.RULES_MISSING: "nothing says what decided some records",
+    Kind.TABLE_MISSING: "a partition has records and no table",
+    Kind.TABLE_CELL: "a day cell of a table is not the sum of its events",
+    Kind.TABLE_COUNT: "a table's count of fates is not the recount's",
+    Kind.TABLE_STAMP: "a table's epoch, flush or time contradicts the log",
+    Kind.STATE_MISSING: "a budget has no state",
+    Kind.STATE_UNEXPECTED: "a state stands where none belongs",
+    Kind.STATE_CHANGED: "a state says something else than cells and policies lead to",
+    Kind.STATE_VERSION: "a version fell, is absent, or is of a later epoch",
+    Kind.HEARTBEAT_MISSING: "a partition of budget.state has no heartbeat",
+    Kind.HEARTBEAT_AHEAD: "a heartbeat claims more than the tables have counted",
+    Kind.ROW_MISSING: "an accepted event has no row in the ledger",
+    Kind.ROW_UNEXPECTED: "a row stands in the ledger for no accepted event",
+    Kind.ROW_TWICE: "an accepted event has two rows",
+    Kind.ROW_CHANGED: "a row says something else than its event and price",
+    Kind.MANIFEST_GAP: "the ledger's runs of offsets do not join end to end",
+    Kind.MANIFEST_COUNT: "a run's counts are not those of its offsets",
+    Kind.BLOCK_GAP: "the priced blocks do not join end to end",
+    Kind.BLOCK_FATE: "a priced block says another fate of a record",
+    Kind.REFUSAL_MISSING: "a rejected record is not in usage.rejected",
+    Kind.REFUSAL_UNEXPECTED: "usage.rejected has a record that was not rejected",
+    Kind.REFUSAL_CHANGED: "a rejected record has other bytes, headers or another reason",
+    Kind.COPY_MISSING: "a forwarded record did not arrive at home as it was sent",
+    Kind.DAILY_CHANGED: "usage_daily is not the sum of usage_ledger",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One disagreement.
+
+    ``part`` is what was compared, ``subject`` whose it is (``port:…``, a record key), ``amounts``
+    found − expected by counter and in nanos, ``records`` how many records it stands for.
+    """
+
+    kind: Kind
+    part: str
+    what: str
+    expected: str
+    found: str
+    partition: int | None = None
+    subject: str = ""
+    day: str = ""
+    offset: int | None = None
+    amounts: Mapping[str, int] = field(default_factory=dict[str, int])
+    records: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**vars(self), "kind": str(self.kind), "amounts": dict(self.amounts)}
+
+    @property
+    def by(self) -> str:
+        """``amounts`` in words."""
+        return ", ".join(f"{name} {amount:+d}" for name, amount in self.amounts.items())
+
+    @property
+    def line(self) -> str:
+        """The difference as a line of text."""
+        place = "" if self.partition is None else f" partition {self.partition}"
+        offset = "" if self.offset is None else f"offset {self.offset}"
+        words = [f"{self.kind}: {self.part}{place}", offset, self.subject, self.day, self.what]
+        text = " · ".join(word for word in words if word)
+        by = f" (by {self.by})" if self.amounts else ""
+        return f"{text}: expected {self.expected}, found {self.found}{by}"
+
+
+@dataclass
+class Findings:
+    """Differences, the first ``MAX_DIFFERENCES`` of them kept, and how much was compared."""
+
+    differences: list[Difference] = field(default_factory=list[Difference])
+    by_kind: Counter[Kind] = field(default_factory=Counter[Kind])
+    compared: Counter[str] = field(default_factory=Counter[str])
+    notes: list[str] = field(default_factory=list[str])
+
+    @property
+    def count(self) -> int:
+        """How many differences there are."""
+        return self.by_kind.total()
+
+    def add(
+        self,
+        kind: Kind,
+        part: str,
+        what: str,
+        expected: object,
+        found: object,
+        *,
+        partition: int | None = None,
+        subject: str = "",
+        day: int | None = None,
+        offset: int | None = None,
+        amounts: Mapping[str, int] | None = None,
+        records: int = 1,
+    ) -> None:
+        """Adds a difference; ``day`` counts from 1970-01-01.
+
+        Two integers give the amount under the name ``what`` where ``amounts`` is left out.
+        """
+        self.by_kind[kind] += 1
+        if len(self.differences) >= MAX_DIFFERENCES:
+            return
+        if amounts is None and type(expected) is int and type(found) is int:
+            amounts = {what: found - expected}
+        self.differences.append(
+            Difference(
+                kind,
+                part,
+                what,
+                _text(expected),
+                _text(found),
+                partition,
+                subject,
+                "" if day is None else day_text(day),
+                offset,
+                amounts or {},
+                records,
+            )
+        )
+
+    def take(self, other: "Findings") -> None:
+        """Adds what another comparison found."""
+        room = MAX_DIFFERENCES - len(self.differences)
+        self.differences.extend(other.differences[:room])
+        self.by_kind.update(other.by_kind)
+        self.compared.update(other.compared)
+        self.notes.extend(other.notes)
+
+
+def day_text(day: int) -> str:
+    """A day since 1970-01-01 as a date; days that no calendar has stay numbers."""
+    try:
+        return (date(1970, 1, 1) + timedelta(days=day)).isoformat()
+    except OverflowError:
+        return f"day {day}"
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
