@@ -1,0 +1,166 @@
+"""States, their stream, and checks, from what a worker would publish."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.web.api_process import PARTITIONS, ApiProcess, state
+
+
+class Stream:
+    """Reads server-sent events one by one."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._lines = response.iter_lines()
+
+    def next(self, *names: str) -> tuple[str, dict[str, Any], str]:
+        """The next event with one of these names: name, data, id."""
+        for name, data, event_id in self._events():
+            if name in names:
+                return name, data, event_id
+        raise AssertionError("the stream has ended")
+
+    def until(self, last: str) -> list[tuple[str, dict[str, Any], str]]:
+        found: list[tuple[str, dict[str, Any], str]] = []
+        for one in self._events():
+            found.append(one)
+            if one[0] == last:
+                break
+        return found
+
+    def _events(self) -> Iterator[tuple[str, dict[str, Any], str]]:
+        fields: dict[str, str] = {}
+        for line in self._lines:
+            if line:
+                name, _, value = line.partition(": ")
+                fields[name] = value
+            elif "event" in fields:
+                yield fields["event"], json.loads(fields["data"]), fields.get("id", "")
+                fields = {}
+
+
+def check(api: ApiProcess, **body: Any) -> Any:
+    with api.http() as client:
+        answer = client.post("/v1/check", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def wait_for(api: ApiProcess, key: str, version: int) -> None:
+    deadline_s = time.monotonic() + 20
+    with api.http() as client:
+        while True:
+            found = {one["key"]: one for one in client.get("/v1/state").json()["states"]}
+            if found.get(key, {}).get("version") == version:
+                return
+            assert time.monotonic() < deadline_s, found.keys()
+            time.sleep(0.02)
+
+
+async def test_states_and_checks(api: ApiProcess) -> None:
+    allowed, full = state("port:a", 10), state("user:u", 1_000)
+    await api.put_states(state("port:*", 0, 50), allowed, full)
+    wait_for(api, "user:u|tokens|month", full["version"])
+    with api.http() as client:
+        body = client.get("/v1/state").json()
+        assert body["freshness"] == "LIVE"
+        assert body["partitions"] == PARTITIONS
+        assert {beat["partition"] for beat in body["heartbeats"]} == set(range(PARTITIONS))
+        [one] = client.get("/v1/state?scope=port:a").json()["states"]
+        assert {**one, **allowed} == one
+        [other] = client.get("/v1/state?scope=port:other").json()["states"]
+        assert (other["scope"], other["used"], other["hard_cap"]) == ("port:other", 0, 50)
+        assert client.get("/v1/state?unit=cost").json()["states"] == []
+        assert client.get("/v1/state?unit=bytes").status_code == 400
+        first = client.get("/v1/state?limit=1").json()
+        rest = client.get(f"/v1/state?limit=5&after={first['next']}").json()
+        assert len(rest["states"]) == 2
+        assert rest["next"] is None
+
+    verdict = check(api, port_id="a", estimated_tokens=990)
+    assert (verdict["allowed"], verdict["reason"], verdict["remaining"]) == (True, "ok", 990)
+    assert verdict["freshness"] == "LIVE"
+    assert [p["scope"] for p in verdict["policies"]] == ["port:a"]
+    refused = check(api, port_id="a", estimated_tokens=991)
+    assert (refused["allowed"], refused["reason"]) == (False, "estimated-exceeds-cap")
+    refused = check(api, port_id="a", user_id="u")
+    assert (refused["reason"], refused["scope"]) == ("hard-cap-exceeded", "user:u")
+    assert [p["allowed"] for p in refused["policies"]] == [False, True]
+    assert check(api, port_id="new", estimated_tokens=51)["allowed"] is False
+    assert check(api, user_id="nobody")["reason"] == "no-policy"
+
+
+def test_a_check_that_is_wrong_names_the_field(api: ApiProcess) -> None:
+    with api.http() as client:
+        for body, field in (
+            ({"estimated_tokens": -1}, "estimated_tokens"),
+            ({"estimated_tokens": "5"}, "estimated_tokens"),
+            ({"estimated_cost": 0.5}, "estimated_cost"),
+            ({"estimated_cost": "1e3"}, "estimated_cost"),
+            ({"estimated_cost": "-1"}, "estimated_cost"),
+            ({"port_id": "x" * 300}, "port_id"),
+        ):
+            answer = client.post("/v1/check", json=body)
+            assert (answer.status_code, answer.json()["field"]) == (400, field), answer.text
+        assert "unknown field" in client.post("/v1/check", json={"tokens": 5}).text
+        assert client.post("/v1/check", content=b"[" * 5_000).status_code == 400
+        assert client.post("/v1/check", content=b"\xff").status_code == 400
+        kind = {"Content-Type": "text/plain"}
+        assert client.post("/v1/check", content=b"{}", headers=kind).status_code == 415
+
+
+async def test_the_stream_tells_all_then_changes_and_resumes(api: ApiProcess) -> None:
+    first = state("org:s", 1)
+    await api.put_states(first)
+    wait_for(api, "org:s|tokens|month", first["version"])
+    with api.http() as client:
+        with client.stream("GET", "/v1/state/stream") as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            stream = Stream(response)
+            told = stream.until("synced")
+            assert told[0][0] == "reset"
+            assert {d["partition"] for name, d, _ in told if name == "heartbeat"} == {0, 1}
+            states = {d["key"]: d for name, d, _ in told if name == "state"}
+            assert states["org:s|tokens|month"]["used"] == 1
+            assert told[-1][1]["partitions"] == PARTITIONS
+            await api.put_states(state("org:s", 2))
+            _, data, last_id = stream.next("state")
+            assert (data["scope"], data["used"]) == ("org:s", 2)
+            _, beat, _ = stream.next("heartbeat")
+            assert beat["through"] == {"0": 5, "1": 7}
+        gone = {"scope": "org:s", "unit": "tokens", "period": "month", "deleted": True}
+        await api.put_states(state("org:t", 3), gone)
+        with client.stream("GET", "/v1/state/stream", headers={"Last-Event-ID": last_id}) as again:
+            told = [one for one in Stream(again).until("synced") if one[0] != "heartbeat"]
+        assert [name for name, _, _ in told][-1] == "synced"
+        assert "reset" not in [name for name, _, _ in told]
+        changes = {d["key"]: name for name, d, _ in told if name in ("state", "deleted")}
+        assert changes == {"org:t|tokens|month": "state", "org:s|tokens|month": "deleted"}
+        for bad in ("x", "00000000-1-1.1", last_id.replace("-", "-9", 1)):
+            headers = {"Last-Event-ID": bad}
+            with client.stream("GET", "/v1/state/stream", headers=headers) as anew:
+                assert Stream(anew).next("reset", "state")[0] == "reset"
+
+
+@pytest.mark.timeout(60)
+async def test_what_stops_advancing_is_stale(api: ApiProcess) -> None:
+    denying = state("group:g", 1, on_stale="deny")
+    await api.put_states(denying)
+    wait_for(api, "group:g|tokens|month", denying["version"])
+    assert check(api, group_id="g")["allowed"] is True
+    deadline_s = time.monotonic() + 30
+    while (verdict := check(api, group_id="g"))["freshness"] == "LIVE":
+        assert time.monotonic() < deadline_s
+        await asyncio.sleep(0.2)
+    assert (verdict["allowed"], verdict["reason"], verdict["freshness"]) == (
+        False, "stale", "STALE",
+    )  # fmt: skip
+    await api.beat()
+    while check(api, group_id="g")["allowed"] is False:
+        assert time.monotonic() < deadline_s
+        await asyncio.sleep(0.05)
