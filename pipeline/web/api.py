@@ -26,6 +26,7 @@ from pipeline.web.health import health_routes
 from pipeline.web.ingest import EventsEndpoint, Intake
 from pipeline.web.key_ring import KeyRing
 from pipeline.web.loopback import LoopbackOnly, is_loopback
+from pipeline.web.openapi import openapi_routes
 from pipeline.web.policy_feed import PolicyFeed
 from pipeline.web.prices import PriceEndpoints
 from pipeline.web.problems import Problem, handle_error
@@ -67,6 +68,7 @@ class Api:
         gate = Gate(ring)
         self._routes = [
             *health_routes("api", self.problems, self.progress.problems),
+            *openapi_routes(),
             *EventsEndpoint(intake, in_flight).routes(gate),
             *TracesEndpoint(intake, in_flight).routes(gate),
             *StateEndpoints(self.states, self.rates, self.streams, gate).routes(),

@@ -1,0 +1,261 @@
+"""``/openapi.json``: what the API takes and answers, made from tables and the code's own types."""
+
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pipeline.core.event_fields import BILLING_SCOPES, COUNTERS, FLAGS, KINDS, OPTIONAL_TEXTS
+from pipeline.core.scopes import PERIODS, UNITS
+from pipeline.web.event_forms import CLOUDEVENT, CLOUDEVENT_BATCH, JSON, NDJSON
+from pipeline.web.ingest import REASONS, Result
+from pipeline.web.otlp_messages import PROTOBUF
+from pipeline.web.problems import MEDIA_TYPE
+from pipeline.web.states import CheckBody
+
+Json = dict[str, Any]
+
+_ANY: Json = {"type": "object"}
+_PROBLEM: Json = {"$ref": "#/components/schemas/Problem"}
+_COMMON = ("400", "401", "403", "404", "408", "413", "415", "429", "500", "503")
+_TITLES = {
+    "200": "Done.",
+    "201": "Made.",
+    "204": "Gone.",
+    "207": "Some events were accepted.",
+    "304": "As you have it.",
+}
+
+
+def openapi_routes() -> list[Route]:
+    """The document, open to everybody."""
+
+    async def show(_: Request) -> Response:
+        return Response(_encoded(), media_type="application/json")
+
+    return [Route("/openapi.json", show)]
+
+
+@cache
+def _encoded() -> bytes:
+    return msgspec.json.encode(document())
+
+
+def document() -> Json:
+    """The OpenAPI 3.1 document."""
+    _, types = msgspec.json.schema_components(
+        (CheckBody, Result), ref_template="#/components/schemas/{name}"
+    )
+    components = {**types, "Event": _event(), "Policy": _policy(), "Problem": _problem()}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "tallyport",
+            "version": version("tallyport"),
+            "description": "Meters AI usage and stops runaway bills. See docs/api.md.",
+        },
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"key": []}, {}],
+        "paths": _paths(),
+    }
+
+
+def _paths() -> Json:
+    return {**_reporting(), **_asking(), **_budgets(), **_prices(), **_changes()}
+
+
+def _reporting() -> Json:
+    event: Json = {"$ref": "#/components/schemas/Event"}
+    result: Json = {"$ref": "#/components/schemas/Result"}
+    results: Json = {
+        "type": "object",
+        "required": ["results"],
+        "properties": {"results": {"type": "array", "items": result}},
+    }
+    several = {"type": "array", "items": event, "maxItems": 1000}
+    envelopes = {"type": "array", "items": _ANY}
+    events = _body(
+        {
+            JSON: {"anyOf": [event, several]},
+            NDJSON[0]: {},
+            CLOUDEVENT: _ANY,
+            CLOUDEVENT_BATCH: envelopes,
+        }
+    )
+    spans = _body({JSON: _ANY, PROTOBUF: {}})
+    answers: dict[str, Json | None] = {"200": results, "207": results}
+    return {
+        "/v1/events": {"post": _operation("Report usage", answers, events)},
+        "/v1/traces": {"post": _operation("Report spans (OTLP)", {"200": _ANY}, spans)},
+    }
+
+
+def _asking() -> Json:
+    check = _body({JSON: {"$ref": "#/components/schemas/CheckBody"}})
+    filters = [
+        _query("scope", {"type": "string"}),
+        _query("unit", {"enum": [*UNITS]}),
+        _query("period", {"enum": [*PERIODS]}),
+        _query("limit", {"type": "integer", "minimum": 1, "maximum": 10_000}),
+        _query("after", {"type": "string"}),
+    ]
+    return {
+        "/v1/check": {"post": _operation("May a call go ahead?", {"200": _ANY}, check)},
+        "/v1/state": {"get": _operation("States of budgets", {"200": _ANY}, parameters=filters)},
+        "/v1/state/stream": {"get": _stream()},
+    }
+
+
+def _budgets() -> Json:
+    policy: Json = {"$ref": "#/components/schemas/Policy"}
+    body = _body({JSON: _ANY})
+    written: dict[str, Json | None] = {"200": policy, "201": policy}
+    one: Json = {
+        "parameters": [
+            _path("scope", {"type": "string", "examples": ["port:harbor-7"]}),
+            _path("unit", {"enum": [*UNITS]}),
+            _path("period", {"enum": [*PERIODS]}),
+        ],
+        "get": _operation("A budget policy", {"200": policy, "304": None}),
+        "put": _operation("Replace a policy", written, body, more=("412",)),
+        "patch": _operation("Change a policy", written, body, more=("412",)),
+        "delete": _operation("Delete a policy", {"204": None}, more=("412",)),
+    }
+    return {
+        "/v1/budgets": {"get": _operation("Budget policies", {"200": _ANY})},
+        "/v1/budgets/{scope}/{unit}/{period}": one,
+    }
+
+
+def _prices() -> Json:
+    names = ("provider", "model", "service_tier", "at")
+    asked = [_query(name, {"type": "string"}) for name in names]
+    return {
+        "/v1/prices": {
+            "get": _operation("Prices", {"200": _ANY}, parameters=asked),
+            "put": _operation("Publish rates", {"200": _ANY}, _body({JSON: _ANY})),
+        },
+        "/v1/prices/book": {"get": _operation("The built-in book", {"200": _ANY, "304": None})},
+    }
+
+
+def _changes() -> Json:
+    asked = [
+        _query("limit", {"type": "integer", "minimum": 1, "maximum": 1_000}),
+        _query("cursor", {"type": "string"}),
+        _query("what", {"enum": ["policy", "price", "key"]}),
+    ]
+    return {"/v1/changes": {"get": _operation("Who changed what", {"200": _ANY}, parameters=asked)}}
+
+
+def _operation(
+    summary: str,
+    answers: dict[str, Json | None],
+    body: Json | None = None,
+    parameters: list[Json] | None = None,
+    more: tuple[str, ...] = (),
+) -> Json:
+    responses: Json = {
+        status: {"description": "Refused.", "content": {MEDIA_TYPE: {"schema": _PROBLEM}}}
+        for status in (*_COMMON, *more)
+    }
+    for status, schema in answers.items():
+        responses[status] = {"description": _TITLES[status]}
+        if schema is not None:
+            responses[status]["content"] = {JSON: {"schema": schema}}
+    found: Json = {"summary": summary, "responses": dict(sorted(responses.items()))}
+    if body is not None:
+        found["requestBody"] = body
+    if PROTOBUF in (body or {}).get("content", {}):
+        for status in ("200", "400"):
+            responses[status]["content"][PROTOBUF] = {}
+    return {**found, "parameters": parameters} if parameters else found
+
+
+def _stream() -> Json:
+    found = _operation("Follow the states of budgets", {"200": _ANY})
+    found["responses"]["200"]["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+    return found
+
+
+def _body(content: dict[str, Json]) -> Json:
+    shown = {name: {"schema": schema} if schema else {} for name, schema in content.items()}
+    return {"required": True, "content": shown}
+
+
+def _path(name: str, schema: Json) -> Json:
+    return {"name": name, "in": "path", "required": True, "schema": schema}
+
+
+def _query(name: str, schema: Json) -> Json:
+    return {"name": name, "in": "query", "schema": schema}
+
+
+def _event() -> Json:
+    text: Json = {"type": ["string", "null"], "maxLength": 256}
+    identity: Json = {"type": "string", "minLength": 1, "maxLength": 128}
+    count: Json = {"type": ["integer", "null"], "minimum": 0, "maximum": 10**10}
+    flag: Json = {"type": ["boolean", "null"]}
+    return {
+        "type": "object",
+        "required": ["event_id", "occurred_at", "port_id", "provider", "model"],
+        "properties": {
+            "event_id": identity,
+            "occurred_at": {"type": "string", "format": "date-time"},
+            "port_id": identity,
+            "provider": identity,
+            "model": identity,
+            **dict.fromkeys(OPTIONAL_TEXTS, text),
+            "feature": {"type": ["string", "null"], "maxLength": 128},
+            "kind": {"enum": [*KINDS, None]},
+            "billing_scope": {"enum": [*BILLING_SCOPES, None]},
+            **dict.fromkeys(COUNTERS, count),
+            "audio_seconds": {"type": ["number", "string", "null"]},
+            **dict.fromkeys(FLAGS, flag),
+            "reported_cost": {"type": ["string", "null"]},
+            "tags": {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
+        },
+    }
+
+
+def _policy() -> Json:
+    cap: Json = {"type": ["integer", "string", "null"]}
+    return {
+        "type": "object",
+        "required": ["scope", "unit", "period", "enabled"],
+        "properties": {
+            "scope": {"type": "string"},
+            "unit": {"enum": [*UNITS]},
+            "period": {"enum": [*PERIODS]},
+            "enabled": {"type": "boolean"},
+            "soft_cap": cap,
+            "hard_cap": cap,
+            "warn_threshold_pct": {"type": "integer", "minimum": 0, "maximum": 100},
+            "on_stale": {"enum": ["allow", "deny"]},
+            "extra": {"type": ["object", "null"]},
+            "notify": {"type": "array", "items": {"type": "string"}},
+        },
+    }
+
+
+def _problem() -> Json:
+    return {
+        "type": "object",
+        "required": ["type", "title", "status", "detail"],
+        "properties": {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "field": {"type": "string"},
+            "results": {"type": "array", "items": {"$ref": "#/components/schemas/Result"}},
+        },
+        "description": f"RFC 9457. Reasons of results: {', '.join(REASONS)}.",
+    }
