@@ -77,7 +77,7 @@ def test_every_command_is_documented() -> None:
         if words[0] == "tallyport" and words[1] != "COMMAND"
     }
     groups = {name for name, command in COMMANDS.items() if isinstance(command, click.Group)}
-    children = {"bench stream", "bench latency"}
+    children = {"bench stream", "bench latency", "bench recovery", "bench rebuild"}
     assert documented >= COMMANDS.keys() - (groups - {"bench"}) - children
     for name in children:
         assert f"`{name}`" in text("docs/commands.md")
@@ -103,7 +103,7 @@ def test_every_command_explains_itself(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["topics", "migrate", "check", "emit", "watch", "usage", "audit", "demo", "bench"]
+    ["topics", "migrate", "check", "emit", "watch", "usage", "audit", "rebuild", "demo", "bench"]
     + [name for name in sorted(COMMANDS) if name.startswith(("budgets ", "prices "))],
 )
 def test_commands_with_a_result_take_json(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from pipeline.stream.remains import table_topics
 from pipeline.stream.topics import Topics
 
 
@@ -20,11 +21,14 @@ _READS = {
         "events", "policies", "rates", "partials", "totals", "ids", "rules", "registry", "owners",
         "epoch", "state",
     ),
-    "sink": ("priced", "epoch"),
+    "sink": ("priced", "epoch", "policies", "registry", "rates"),
     "api": ("events", "priced", "state", "policies", "registry", "rates", "changes"),
     "budgets": ("policies", "registry", "state"),
     "prices": ("rates",),
     "watch and SDK": ("state",),
+    "rebuild": (
+        "events", "priced", "policies", "rates", "totals", "ids", "owners", "epoch",
+    ),
     "audit": ("events", "rates", "rules", "epoch", "totals", "state", "policies", "registry"),
 }  # fmt: skip
 _WRITES = {
@@ -35,6 +39,7 @@ _WRITES = {
     "api": ("events", "policies", "rates", "changes"),
     "budgets": ("policies", "changes"),
     "prices": ("rates", "changes"),
+    "rebuild": ("policies", "rates", "totals", "ids", "owners", "epoch"),
     "services and emit": ("events",),
 }  # fmt: skip
 
@@ -52,7 +57,17 @@ def acls(topics: Topics) -> list[Acl]:
         Acl("worker", "Write", "TransactionalId", topics.transactional_id_prefix, "prefixed"),
         *(
             Acl(part, "Write", "TransactionalId", topics.change_transactional_id)
-            for part in ("api", "budgets", "prices")
+            for part in ("api", "budgets", "prices", "rebuild")
+        ),
+        Acl("rebuild", "Write", "TransactionalId", topics.restore_transactional_id),
+        Acl("rebuild", "Write", "TransactionalId", topics.transactional_id_prefix, "prefixed"),
+        *(
+            Acl("rebuild", "Describe", "Group", group)
+            for group in (topics.worker_group, topics.sink_group)
+        ),
+        *(
+            Acl("rebuild", "Delete", "Topic", name)
+            for name in (*table_topics(topics), topics.epoch)
         ),
         Acl("sink", "Read", "Group", topics.sink_group),
         Acl("api", "Describe", "Group", topics.sink_group),

@@ -113,6 +113,36 @@ async def _recovery(cells: int, ids: int, stretch: int) -> dict[str, object]:
     return found.to_json()
 
 
+@bench.command()
+@click.option(
+    "--entries",
+    type=click.IntRange(1_000),
+    default=1_000_000,
+    show_default=True,
+    help="Entries of the ledger.",
+)
+@click.option(
+    "--cells",
+    type=click.IntRange(1_000),
+    default=100_000,
+    show_default=True,
+    help="Cells that they add up to.",
+)
+@as_json
+def rebuild(entries: int, cells: int, json_wanted: bool) -> None:
+    """Seconds until an empty Kafka has what the ledger holds."""
+    _show({"rebuild": run_async(_rebuild(entries, cells))}, json_wanted)
+
+
+async def _rebuild(entries: int, cells: int) -> dict[str, object]:
+    from pipeline.bench.rebuild import run
+
+    with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
+        own = _own_settings(settings(), Path(folder))
+        found = await run(own, entries, cells, lambda line: click.echo(line, err=True))
+    return found.to_json()
+
+
 async def _stream(events: int, rounds: int) -> dict[str, object]:
     from pipeline.bench.stream import run
 
@@ -167,5 +197,7 @@ def _show(found: dict[str, Any], json_wanted: bool) -> None:
             click.echo(f"{name}: {found['stream'][name]:.2f}")
     if "recovery" in found:
         print_table([found["recovery"]], tuple(found["recovery"]))
+    if "rebuild" in found:
+        print_table([found["rebuild"]], tuple(found["rebuild"]))
     if "latency" in found:
         print_table(found["latency"], ("events_per_s", "probes", "p50_ms", "p99_ms", "lost"))

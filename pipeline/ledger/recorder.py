@@ -78,8 +78,8 @@ class RegisterRecorder:
 
     async def _follow(self, log: LogEpoch) -> None:
         async with _Ledger(self._settings) as ledger:
-            rates = _Rates(log, await ledger.ask(known_rates))
-            policies = _Policies(log, await ledger.ask(known_policies))
+            rates = RateChanges(log, await ledger.ask(known_rates))
+            policies = PolicyChanges(log, await ledger.ask(known_policies))
             async for records in read_to_end(self._kafka, self._topics.registry):
                 policies.seed(records)
             next_offsets = {
@@ -119,7 +119,7 @@ class RegisterRecorder:
         return next_offset
 
 
-class _Rates:
+class RateChanges:
     """The records of rates that the ledger lacks, whether they are used or not."""
 
     def __init__(self, log: LogEpoch, known: set[tuple[int, int]]) -> None:
@@ -143,7 +143,7 @@ class _Rates:
         return new
 
 
-class _Policies:
+class PolicyChanges:
     """What came into force under the keys of policies, where the ledger says otherwise."""
 
     def __init__(self, log: LogEpoch, known: dict[bytes, bytes]) -> None:
