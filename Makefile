@@ -10,7 +10,7 @@ VENV := .venv/.made
 PACKAGES := .venv/.packages
 PROJECT := .venv/.project
 
-.PHONY: help install demo test lint unit format chaos bench lock clean
+.PHONY: help install demo test lint unit format chaos sim bench lock clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)$$/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -50,6 +50,9 @@ format: install ## put the code into shape
 
 chaos: install ## faults under load for MINUTES (5), of SEED; ARGS goes to tests.chaos (--help)
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+sim: install ## simulated runs for SECONDS (60), or the one of SEED; ARGS goes to tests.sim.replay
+	$(BIN)/python -m tests.sim.replay $(if $(SEED),$(SEED),--seconds $(or $(SECONDS),60)) $(ARGS)
 
 bench: install ## the benchmarks
 	$(BIN)/tallyport bench

@@ -1,0 +1,269 @@
+"""Rules of the pipeline, each broken in one place: the simulator must notice every one.
+
+A mutant replaces one function or value of production code for the length of a block.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+
+from pipeline.core import accounts, dedupe, outbox, tariffs
+from pipeline.ledger import writer
+from pipeline.ledger.client import LedgerError
+from pipeline.stream import (
+    flush,
+    flush_loop,
+    inbox,
+    journal,
+    merging,
+    ownership,
+    pricing,
+    takeover,
+)
+from tests.sim.scenario import scenario_of
+from tests.sim.simulation import simulate
+
+Mutant = Callable[[], AbstractContextManager[None]]
+MUTANTS: dict[str, Mutant] = {}
+
+
+def mutant(breaks: Callable[[pytest.MonkeyPatch], None]) -> Mutant:
+    """Registers a mutant under its function's name."""
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            breaks(patch)
+            yield
+
+    MUTANTS[breaks.__name__] = broken
+    return broken
+
+
+def first_seed_that_fails(seeds: Iterable[int]) -> tuple[int, list[str]] | None:
+    """The first of ``seeds`` whose run shows a problem, and which."""
+    for seed in seeds:
+        outcome = simulate(scenario_of(seed))
+        if outcome.problems:
+            return seed, outcome.problems
+    return None
+
+
+@mutant
+def former_owners_are_not_fenced(patch: pytest.MonkeyPatch) -> None:
+    async def fence(*_: Any) -> None:
+        return
+
+    patch.setattr(ownership.Ownership, "_fence", fence)
+
+
+@mutant
+def no_seek_back_after_a_jump(patch: pytest.MonkeyPatch) -> None:
+    async def seek_back(self: Any) -> None:
+        return
+
+    patch.setattr(inbox.Inbox, "_seek_back", seek_back)
+
+
+@mutant
+def goes_on_past_a_gap(patch: pytest.MonkeyPatch) -> None:
+    offer = inbox.Inbox.offer
+
+    async def offer_anything(self: Any, piece: Any) -> None:
+        self._expected = max(self._expected, piece.position)
+        await offer(self, piece)
+
+    patch.setattr(inbox.Inbox, "offer", offer_anything)
+
+
+@mutant
+def takes_what_came_before(patch: pytest.MonkeyPatch) -> None:
+    offer = inbox.Inbox.offer
+
+    async def offer_again(self: Any, piece: Any) -> None:
+        self._expected = min(self._expected, piece.position)
+        self.reached = min(self.reached, piece.position)
+        await offer(self, piece)
+
+    patch.setattr(inbox.Inbox, "offer", offer_again)
+
+
+@mutant
+def stale_partials_are_applied(patch: pytest.MonkeyPatch) -> None:
+    offer = inbox.Inbox.offer
+
+    async def offer_again(self: Any, piece: Any) -> None:
+        if piece.tp.topic.endswith("partials"):
+            self._expected = min(self._expected, piece.position)
+            self.reached = min(self.reached, piece.position)
+        await offer(self, piece)
+
+    patch.setattr(inbox.Inbox, "offer", offer_again)
+    patch.setattr(merging.MergeStage, "_is_new", lambda self, partial: True)
+
+
+@mutant
+def later_parts_are_dropped(patch: pytest.MonkeyPatch) -> None:
+    is_new = merging.MergeStage._is_new
+    patch.setattr(
+        merging.MergeStage,
+        "_is_new",
+        lambda self, partial: is_new(self, partial) and partial.part == 0,
+    )
+
+
+@mutant
+def a_journal_shard_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    records = journal.Journal.records
+
+    def without_shards(self: Any, *args: Any) -> Any:
+        return [record for record in records(self, *args) if not record[0].startswith(b"s|")]
+
+    patch.setattr(journal.Journal, "records", without_shards)
+
+
+@mutant
+def ids_are_not_restored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(dedupe.DedupeWindow, "load", lambda self, entries: None)
+
+
+@mutant
+def ids_are_forgotten_too_early(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(dedupe.DedupeWindow, "forget_before", lambda self, _: self._segments.clear())
+
+
+@mutant
+def a_mark_claims_what_was_only_fetched(patch: pytest.MonkeyPatch) -> None:
+    mark = pricing.PriceStage.mark
+
+    def early(self: Any, fetched: Any) -> Any:
+        partial = mark(self, fetched)
+        if fetched is not None:
+            partial.next_offset = max(partial.next_offset, fetched.highwater)
+        return partial
+
+    patch.setattr(pricing.PriceStage, "mark", early)
+
+
+@mutant
+def as_of_is_simply_now(patch: pytest.MonkeyPatch) -> None:
+    def heartbeat(self: Any) -> Any:
+        marks = self._published_marks
+        now_ms = self._context.clock.now_ms()
+        self._published_marks = {source: (mark[0], now_ms) for source, mark in marks.items()}
+        return original(self)
+
+    original = merging.MergeStage._heartbeat
+    patch.setattr(merging.MergeStage, "_heartbeat", heartbeat)
+
+
+@mutant
+def versions_start_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(takeover, "version_of", lambda record: 0)
+
+
+@mutant
+def published_states_are_believed(patch: pytest.MonkeyPatch) -> None:
+    """What was published before is not compared with what ought to be there."""
+    patch.setattr(outbox.Outbox, "restore", lambda self, key, value: None)
+
+
+@mutant
+def periods_never_end(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(accounts.Accounts, "advance", lambda self, now_ms: None)
+
+
+@mutant
+def the_position_is_not_in_the_transaction(patch: pytest.MonkeyPatch) -> None:
+    """The journal is written one flush late."""
+    records = journal.Journal.records
+    kept: dict[int, Any] = {}
+
+    def late(self: Any, *args: Any) -> Any:
+        found = kept.get(id(self), [])
+        kept[id(self)] = records(self, *args)
+        return found
+
+    patch.setattr(journal.Journal, "records", late)
+
+
+@mutant
+def half_a_nano_rounds_up(patch: pytest.MonkeyPatch) -> None:
+    cost_nano = tariffs.Table.cost_nano
+
+    def rounded(self: Any, event: Any) -> Any:
+        cost = cost_nano(self, event)
+        return None if cost is None else cost + (cost & 1)
+
+    patch.setattr(tariffs.Table, "cost_nano", rounded)
+
+
+@mutant
+def unpriced_is_zero(patch: pytest.MonkeyPatch) -> None:
+    cost_nano = tariffs.Table.cost_nano
+    patch.setattr(tariffs.Table, "cost_nano", lambda self, event: cost_nano(self, event) or 0)
+
+
+@mutant
+def a_failed_commit_goes_on(patch: pytest.MonkeyPatch) -> None:
+    commit = flush_loop.FlushLoop._commit
+
+    async def hopeful(self: Any, gathered: Any) -> None:
+        try:
+            await commit(self, gathered)
+        except Exception:
+            for stage, flush in gathered.flushes:
+                stage.committed(flush)
+            self._producer._producer.failure = None
+            self._producer._producer.is_in_transaction = False
+
+    patch.setattr(flush_loop.FlushLoop, "_commit", hopeful)
+
+
+@mutant
+def the_manifest_comes_first(patch: pytest.MonkeyPatch) -> None:
+    write = writer.LedgerWriter.write
+
+    def backwards(self: Any, runs: Any) -> Any:
+        client = self._connected()
+        found = [
+            manifest
+            for run in runs
+            for manifest in writer.manifests_of(
+                run.blocks, run.priced_partition, run.priced_next_offset
+            )
+        ]
+        with writer.ledger_errors(self._address):
+            writer.write_manifests(client, found, writer.datetime.now(writer.UTC))
+        return write(self, runs)
+
+    patch.setattr(writer.LedgerWriter, "write", backwards)
+
+
+@mutant
+def a_failed_insert_is_taken_for_done(patch: pytest.MonkeyPatch) -> None:
+    write = writer.LedgerWriter.write
+
+    def careless(self: Any, runs: Any) -> Any:
+        try:
+            return write(self, runs)
+        except LedgerError:
+            return 0
+
+    patch.setattr(writer.LedgerWriter, "write", careless)
+
+
+@mutant
+def blocks_are_cut_wrongly(patch: pytest.MonkeyPatch) -> None:
+    """A duplicate is left out of its block's fates."""
+    blocks = flush._blocks
+
+    def shorter(*args: Any) -> Any:
+        found = blocks(*args)
+        for block in found:
+            del block.duplicates[:1]
+        return found
+
+    patch.setattr(flush, "_blocks", shorter)
