@@ -22,9 +22,9 @@ def main() -> int:
     sizes = (1, 3) if options.brokers is None else (options.brokers,)
     reports: list[Report] = []
     for size in sizes:
-        seconds = options.minutes * 60 / len(sizes)
+        seconds = None if options.once else options.minutes * 60 / len(sizes)
         plan = Plan(seed, size, seconds, tuple(options.kinds), options.rate, not options.alone)
-        reports.append(_run(plan))
+        reports.append(_run(plan, options.keep))
     for report in reports:
         print("", *report.lines(), sep="\n", flush=True)
     if options.json:
@@ -32,10 +32,10 @@ def main() -> int:
     return 0 if all(report.ok for report in reports) else 1
 
 
-def _run(plan: Plan) -> Report:
+def _run(plan: Plan, keep: bool) -> Report:
     folder = Path(tempfile.mkdtemp(prefix="tallyport-chaos-"))
     report = asyncio.run(Engine(plan, folder, lambda line: print(line, flush=True)).run())
-    if report.ok:
+    if report.ok and not keep:
         shutil.rmtree(folder, ignore_errors=True)
     else:
         print(f"logs and data are kept in {folder}", file=sys.stderr)
@@ -50,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rate", type=int, default=200, help="records a second")
     parser.add_argument("--alone", action="store_true", help="one fault at a time")
     parser.add_argument("--json", metavar="FILE", help="write the report there, too")
-    parser.add_argument("kinds", nargs="*", help="these faults once each, instead of --minutes")
+    parser.add_argument("--once", action="store_true", help="each fault once, not --minutes long")
+    parser.add_argument("--keep", action="store_true", help="keep logs and data in any case")
+    parser.add_argument("kinds", nargs="*", help="only these faults")
     return parser
 
 

@@ -46,14 +46,14 @@ class Hung(AssertionError):
 
 @dataclass(frozen=True)
 class Plan:
-    """``kinds`` are done once each, in an order of the seed; without them all, for ``seconds``.
+    """Faults of ``kinds`` (all without it) in an order of the seed, for ``seconds`` or once each.
 
     With ``overlap`` the faults of sink and ledger run beside those of workers and brokers.
     """
 
     seed: int
     brokers: int = 1
-    seconds: float = 60.0
+    seconds: float | None = None
     kinds: tuple[str, ...] = ()
     rate: int = RATE
     overlap: bool = True
@@ -70,7 +70,7 @@ class Plan:
         found: list[Iterable[Fault]] = []
         for name, lane in lanes.items():
             rng = Random(f"{self.seed}:{name}")
-            if self.kinds:
+            if self.seconds is None:
                 found.append(rng.sample(lane, len(lane)))
             else:
                 end_s = time.monotonic() + self.seconds

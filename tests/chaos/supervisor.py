@@ -101,7 +101,10 @@ class Supervisor:
         if not slot.lives or slot.process is None:
             return None
         slot.end_expected = True
-        return await asyncio.to_thread(slot.process.stop, STOP_TIMEOUT_S)
+        process, was_starting = slot.process, not slot.process.is_ready
+        status = await asyncio.to_thread(process.stop, STOP_TIMEOUT_S)
+        # So early that it did not listen to signals yet.
+        return 0 if was_starting and status == -signal.SIGTERM else status
 
     async def remove(self, slot: Slot) -> int | None:
         """A clean stop for good."""

@@ -1,0 +1,62 @@
+"""A short chaos run on one broker and one on three; `make chaos` runs as long as wanted."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.engine import Engine, Plan
+from tests.chaos.faults import all_faults, fault_points
+from tests.chaos.report import Report
+
+SEED = int(os.environ.get("CHAOS_SEED", "20261122"))
+ONE_BROKER = (
+    "worker-pause",
+    "workers-kill",
+    "worker-add",
+    "broker-kill",
+    "power-cut",
+    "sink-pause",
+    "sink-kill",
+    "at sink-after-insert",
+    "at sink-before-manifest",
+    "ledger-kill",
+)
+THREE_BROKERS = (
+    "broker-kill events-leader",
+    "broker-kill controller",
+    "brokers-kill most",
+    "worker-kill",
+    "at sink-after-manifest",
+    "sink-kill",
+    "ledger-kill",
+)
+
+
+async def run(plan: Plan, folder: Path) -> Report:
+    report = await Engine(plan, folder, print).run()
+    print(*report.lines(), sep="\n")
+    return report
+
+
+def test_there_is_a_fault_for_every_named_point() -> None:
+    points = fault_points()
+    assert {"price-begun", "merge-computed", "sink-after-insert"} <= set(points)
+    for size in (1, 3):
+        kinds = [fault.kind for fault in all_faults(size)]
+        assert len(kinds) == len(set(kinds))
+        assert {f"at {point}" for point in points} <= set(kinds)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("brokers", "kinds", "kills"), [(1, ONE_BROKER, 12), (3, THREE_BROKERS, 8)]
+)
+async def test_everything_agrees_after_faults(
+    brokers: int, kinds: tuple[str, ...], kills: int, tmp_path: Path
+) -> None:
+    report = await run(Plan(SEED, brokers, kinds=kinds), tmp_path)
+    assert report.ok, report.problems
+    assert len(report.faults) == len(kinds)
+    assert report.kills >= kills
+    assert report.audit["compared"]["ledger rows"] > 1_000
