@@ -17,7 +17,7 @@ from pipeline.stream.flow import Flow
 from pipeline.stream.transport import FetchState, Slice, SliceConsumer, SliceTransport
 
 SESSION_TIMEOUT_S = 6.0
-HEARTBEAT_S = 2.0
+HEARTBEAT_S = 0.5
 REBALANCE_TIMEOUT_S = 30.0
 REQUEST_TIMEOUT_S = 40.0
 BUFFERED_SLICES = 8
