@@ -58,6 +58,7 @@ class FakeDeployment:
         self._prices: list[Prices] = []
         self._offset = 0
         self._version = 0
+        self._as_of_ms = 0
         self._lock = threading.RLock()
 
     def set_budget(self, scope: str, **policy: Any) -> None:
@@ -137,6 +138,8 @@ class FakeDeployment:
         if self.is_down:
             return
         now_ms = time.time_ns() // 1_000_000
+        # Each heartbeat is a later one, however quickly a test goes on.
+        self._as_of_ms = now_ms = max(now_ms, self._as_of_ms + 1)
         self._version += 1
         records = [
             (state.key.encode(), state_json(state, self._version, now_ms))
