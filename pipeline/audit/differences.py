@@ -8,7 +8,7 @@ from datetime import date, timedelta
 from enum import StrEnum
 from typing import Any
 
-MAX_DIFFERENCES = 1_000
+MAX_OF_A_KIND = 200
 
 
 class Kind(StrEnum):
@@ -118,7 +118,7 @@ class Difference:
 
 @dataclass
 class Findings:
-    """Differences, the first ``MAX_DIFFERENCES`` of them kept, and how much was compared."""
+    """Differences, the first ``MAX_OF_A_KIND`` of each kind kept, and how much was compared."""
 
     differences: list[Difference] = field(default_factory=list[Difference])
     by_kind: Counter[Kind] = field(default_factory=Counter[Kind])
@@ -150,7 +150,7 @@ class Findings:
         Two integers give the amount under the name ``what`` where ``amounts`` is left out.
         """
         self.by_kind[kind] += 1
-        if len(self.differences) >= MAX_DIFFERENCES:
+        if self.by_kind[kind] > MAX_OF_A_KIND:
             return
         if amounts is None and type(expected) is int and type(found) is int:
             amounts = {what: found - expected}
@@ -172,8 +172,11 @@ class Findings:
 
     def take(self, other: "Findings") -> None:
         """Adds what another comparison found."""
-        room = MAX_DIFFERENCES - len(self.differences)
-        self.differences.extend(other.differences[:room])
+        kept = Counter(difference.kind for difference in self.differences)
+        for difference in other.differences:
+            if kept[difference.kind] < MAX_OF_A_KIND:
+                kept[difference.kind] += 1
+                self.differences.append(difference)
         self.by_kind.update(other.by_kind)
         self.compared.update(other.compared)
         self.notes.extend(other.notes)

@@ -1,10 +1,11 @@
 """The audit's result, as an object, as JSON and as lines of text."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.audit.differences import Difference
+from pipeline.audit.differences import Difference, Kind
 
 
 @dataclass
@@ -13,8 +14,7 @@ class AuditReport:
 
     ``ranges`` say, by partition of ``usage.events``, which offsets Kafka holds, from where they
     were counted again, up to where each part was compared (``cut`` is that of tables and ledger),
-    and what could be compared with the ledger only. ``differences`` are the first of
-    ``difference_count``.
+    and what could be compared with the ledger only. ``differences`` are the first of each kind.
     """
 
     difference_count: int = 0
@@ -39,12 +39,23 @@ class AuditReport:
         body = {**vars(self), "differences": [d.to_json() for d in self.differences]}
         return {"ok": self.ok, **body}
 
-    def lines(self, most: int = 40) -> list[str]:
-        """The report as text, with at most so many differences."""
-        found = [*self.summary(), *(d.line for d in self.differences[:most])]
-        if self.difference_count > most:
-            found.append(f"... and {self.difference_count - most} more differences")
+    def lines(self, most_of_a_kind: int = 10) -> list[str]:
+        """The report as text, with at most so many differences of each kind."""
+        shown = self.first_of_each_kind(most_of_a_kind)
+        found = [*self.summary(), *(difference.line for difference in shown)]
+        if self.difference_count > len(shown):
+            found.append(f"... and {self.difference_count - len(shown)} more differences")
         return [*found, self.verdict]
+
+    def first_of_each_kind(self, most: int) -> list[Difference]:
+        """At most so many differences of each kind, in order."""
+        seen = Counter[Kind]()
+        found: list[Difference] = []
+        for difference in self.differences:
+            seen[difference.kind] += 1
+            if seen[difference.kind] <= most:
+                found.append(difference)
+        return found
 
     def summary(self) -> list[str]:
         """Ranges, what was compared, and notes."""

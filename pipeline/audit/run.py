@@ -94,7 +94,7 @@ class Audit:
         await self._kafka.read_states(
             self._logs
         )  # what they claim lies below the tables' positions
-        oldest_day = await self._compare_tables()
+        oldest_day = await self._compare_tables(positions.next_offsets)
         await self._wait_for_ledger(self._cuts)
         coverage = await self._compare_ledger()
         await self._compare_fates()
@@ -150,7 +150,7 @@ class Audit:
 
     # -- tables and states -------------------------------------------------------------------------
 
-    async def _compare_tables(self) -> int:
+    async def _compare_tables(self, wanted: Offsets) -> int:
         """Steps 4 and 5; returns the oldest day that any table has cells of."""
         tables: dict[int, int] = {}
         oldest_days: list[int] = []
@@ -173,6 +173,8 @@ class Audit:
                     Kind.INPUT_LOST, "tables", "end of usage.events",
                     f"at least {table.next_offset}", ends[partition], partition=partition,
                 )  # fmt: skip
+        if not self._findings.by_kind[Kind.BEHIND]:
+            self._add_behind("tables", wanted, tables)
         ends = await self._kafka.event_ends(self._partitions)
         for log in self._logs.values():
             compare_claims(

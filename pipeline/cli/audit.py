@@ -7,7 +7,7 @@ import click
 from pipeline.cli.context import run_async, settings
 from pipeline.cli.output import as_json, print_json, print_table, progress
 
-_SHOWN_DIFFERENCES = 40
+_SHOWN_OF_A_KIND = 10
 _COLUMNS = ("kind", "part", "partition", "offset", "subject", "day", "what", "expected", "found",
             "by")  # fmt: skip
 
@@ -47,7 +47,7 @@ def audit(wait_s: float, json_wanted: bool) -> int:
         return 0 if report.ok else 1
     for line in report.summary():
         click.echo(line)
-    shown = report.differences[:_SHOWN_DIFFERENCES]
+    shown = report.first_of_each_kind(_SHOWN_OF_A_KIND)
     if shown:
         print_table([{**vars(d), "by": d.by} for d in shown], _COLUMNS)
     if report.difference_count > len(shown):
