@@ -186,12 +186,21 @@ def end_through(
     def give_up(line: str) -> None:
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(fail, Stalled(line))
-        threading.Thread(target=_end_hard, args=(line,), name="last resort", daemon=True).start()
+        end_within(GRACE_S, line)
 
     return give_up
 
 
-def _end_hard(line: str) -> None:
-    time.sleep(GRACE_S)
+def end_within(seconds: float, line: str) -> None:
+    """Ends this process after ``seconds`` at the latest, with ``line`` on stderr and status 1.
+
+    For one that is on its way to its end already and may hang on it.
+    """
+    arguments = (seconds, line)
+    threading.Thread(target=_end_hard, args=arguments, name="last resort", daemon=True).start()
+
+
+def _end_hard(seconds: float, line: str) -> None:
+    time.sleep(seconds)
     print(f"tallyport: {line}", file=sys.stderr, flush=True)
     os._exit(1)

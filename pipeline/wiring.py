@@ -19,7 +19,7 @@ from pipeline.core.errors import Refused, TallyportError
 from pipeline.kafka import client_kwargs
 from pipeline.ledger.client import open_writer
 from pipeline.ledger.manifests import known_epochs
-from pipeline.liveness import Watchdog, end_through
+from pipeline.liveness import Watchdog, end_through, end_within
 from pipeline.settings import Settings
 from pipeline.stream.app import WorkerApp, build_app
 from pipeline.stream.clock import BrokerClock
@@ -35,6 +35,8 @@ from pipeline.web.health import serve_health
 log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 25.0
+END_TIMEOUT_S = 15.0
+"""How long a worker that failed may take to let go of everything in order."""
 GC_YOUNG_OBJECTS = 100_000
 
 
@@ -59,6 +61,8 @@ async def _run(settings: Settings) -> int:
     def on_failure(error: BaseException) -> None:
         if not failure.done():
             failure.set_result(error)
+            # What it stops for may keep it from stopping in order.
+            end_within(END_TIMEOUT_S, str(_explained(error)))
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -72,14 +76,21 @@ async def _run(settings: Settings) -> int:
             app = build_app(context, Path(scratch), on_failure)
             with _watching(app, rates, on_failure) as watchdog:
                 watching = _watch_topics(context.client, topic_ids, on_failure)
-                await _serve(app, settings, watchdog, stop, failure)
+                await _serve(app, settings, watchdog, stop, on_failure)
                 watching.cancel()
     finally:
         await rates.stop()
     if failure.done():
-        error = failure.result()
-        raise error if isinstance(error, TallyportError) else WorkerFailed(f"{error!r}") from error
+        raise _explained(failure.result())
     return 0
+
+
+def _explained(error: BaseException) -> TallyportError:
+    if isinstance(error, TallyportError):
+        return error
+    failed = WorkerFailed(f"the worker cannot go on: {error!r}")
+    failed.__cause__ = error
+    return failed
 
 
 def _rate_tail(settings: Settings) -> RateTail:
@@ -157,7 +168,7 @@ async def _serve(
     settings: Settings,
     watchdog: Watchdog,
     stop: asyncio.Event,
-    failure: "asyncio.Future[BaseException]",
+    on_failure: Callable[[BaseException], None],
 ) -> None:
     health = None
     if settings.health_port is not None:
@@ -174,8 +185,8 @@ async def _serve(
         if app.flow.assigned.is_set():
             print("ready worker", flush=True)
         await _first(stop.wait(), app.wait_until_stopped())
-        if app.crash_reason is not None and not failure.done():
-            failure.set_result(app.crash_reason)
+        if app.crash_reason is not None:
+            on_failure(app.crash_reason)
     finally:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_TIMEOUT_S):

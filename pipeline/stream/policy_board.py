@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.structs import ConsumerRecord
 
 from pipeline import metrics
-from pipeline.core.policies import Policy, PolicyTable, policy_json
+from pipeline.core.errors import CorruptRecord, InvalidField
+from pipeline.core.policies import Policy, PolicyTable, parse_policy, policy_json
 from pipeline.stream.policy_log import PolicyTail
 from pipeline.stream.reader import read_to_end
 from pipeline.stream.topics import Topics
@@ -48,6 +50,7 @@ class PolicyBoard:
         """Reads the registry and all policies; returns when the end has been reached."""
         async for records in read_to_end(self._client, self._topics.registry):
             for record in records:
+                self._check_registered(record)
                 self._table.seed(record.key or b"", record.value)
                 self._registered[(record.key or b"").decode(errors="replace")] = record.value
         await self.tail.start()
@@ -69,6 +72,16 @@ class PolicyBoard:
                     self._topics.registry, value, key.encode(), partition=0
                 )
                 self._registered[key] = value
+
+    def _check_registered(self, record: ConsumerRecord) -> None:
+        """Only workers write there, and only what is valid: anything else cannot be trusted."""
+        try:
+            if record.value is not None:
+                parse_policy(record.key or b"", record.value)
+        except InvalidField as error:
+            raise CorruptRecord(
+                f"{self._topics.registry} partition 0 offset {record.offset}: no policy: {error}"
+            ) from error
 
     def _on_record(self, offset: int, key: bytes, value: bytes | None) -> None:
         changed = self._table.apply(offset, key, value)

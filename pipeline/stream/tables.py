@@ -5,6 +5,7 @@ its position, written in the transaction of each flush. Reading back always goes
 log as of the call, open transactions decided, and is verified before it is used.
 """
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +74,7 @@ async def restore_sources(
     tables: dict[int, SourceTable] = {}
     readers: dict[int, IdJournalReader] = {}
     for partition, reader in totals.items():
+        await asyncio.sleep(0)  # a large table takes a while, and health and heartbeats go on
         cells, journal, dedupe = SourceTotals(), Journal(), DedupeWindow(horizon_ms)
         position = reader.restore(cells, journal)
         tables[partition] = SourceTable(partition, cells, dedupe, position, journal, IdJournal())
@@ -83,6 +85,7 @@ async def restore_sources(
         for record in records:
             reader.feed(record.key, record.value, record.offset)
     for partition, table in tables.items():
+        await asyncio.sleep(0)
         table.ids = readers[partition].restore(table.position.ids)
     return tables
 

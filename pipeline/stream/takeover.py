@@ -139,6 +139,7 @@ async def _merges(
     accounts = {home: _accounts(context, home) for home in inboxes}
     applied: dict[int, int] = {}
     for source in range(context.partitions):
+        await asyncio.sleep(0)  # as in ``restore_sources``
         if source in tables:
             cells, position = tables[source].totals, tables[source].position
         else:

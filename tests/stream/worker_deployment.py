@@ -16,6 +16,7 @@ from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.structs import ConsumerRecord
 
 from pipeline.core.blocks import PricedBlock, decode_block
+from pipeline.record_headers import RawNamesBatch
 from pipeline.stream.reader import read_to_end
 from pipeline.stream.tables import read_tables
 from pipeline.stream.topics import Topics, create_or_check_topics
@@ -151,6 +152,31 @@ class WorkerDeployment:
             batch.close()
             sent = await (await producer.send_batch(batch, topic, partition=partition))
             return sent.offset
+
+    async def put_raw_names(
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes,
+        partition: int,
+        headers: list[tuple[str, bytes]],
+    ) -> None:
+        """Sends a record whose header names may hold any bytes."""
+        async with AIOKafkaProducer(**self.client) as producer:
+            batch = RawNamesBatch(1 << 20, 0, is_transactional=False)
+            batch.append(key=key, value=value, timestamp=None, headers=headers)
+            batch.close()
+            await (await producer.send_batch(batch, topic, partition=partition))
+
+    async def commit_offsets(self, offsets: dict[int, int]) -> None:
+        """Sets what the workers' group has committed, as an operator may."""
+        group = self.topics.worker_group
+        async with AIOKafkaConsumer(
+            **self.client, group_id=group, enable_auto_commit=False
+        ) as consumer:
+            tps = {TopicPartition(self.topics.events, p): o for p, o in offsets.items()}
+            consumer.assign(list(tps))
+            await consumer.commit(tps)
 
     async def publish(
         self, events: list[dict[str, Any]], partition: int | None = None, *, counted: bool = True

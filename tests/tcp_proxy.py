@@ -1,0 +1,87 @@
+"""A TCP proxy between a part and a server, which a test can stall, cut, or let lose answers."""
+
+import asyncio
+import contextlib
+from types import TracebackType
+from typing import Self
+
+CHUNK_BYTES = 64 * 1024
+
+
+class TcpProxy:
+    """Listens on ``port`` and passes everything on to ``target_port``, both on loopback.
+
+    While ``stalled`` nothing passes, in either direction, and connections stay open. While
+    ``swallowing`` requests pass and their answers are lost. ``cut`` ends every connection; while
+    ``closed`` new ones are ended at once.
+    """
+
+    def __init__(self, target_port: int, port: int = 0) -> None:
+        self.port = port
+        self.swallowing = False
+        self.closed = False
+        self.swallowed_bytes = 0
+        self._target_port = target_port
+        self._running = asyncio.Event()
+        self._running.set()
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.resume()
+        self.cut()
+        await self._server.wait_closed()
+
+    def stall(self) -> None:
+        """Nothing passes from now on."""
+        self._running.clear()
+
+    def resume(self) -> None:
+        """What was held back passes, and everything after it."""
+        self._running.set()
+
+    def cut(self) -> None:
+        """Ends every connection, without what was on its way."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.closed:
+            writer.transport.abort()
+            return
+        with contextlib.suppress(OSError):
+            to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+            self._writers |= {writer, to_writer}
+            try:
+                await asyncio.gather(
+                    self._pass(reader, to_writer, is_answer=False),
+                    self._pass(to_reader, writer, is_answer=True),
+                )
+            finally:
+                self._writers -= {writer, to_writer}
+                to_writer.transport.abort()
+        writer.transport.abort()
+
+    async def _pass(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, is_answer: bool
+    ) -> None:
+        while data := await source.read(CHUNK_BYTES):
+            await self._running.wait()
+            if is_answer and self.swallowing:
+                self.swallowed_bytes += len(data)
+                continue
+            sink.write(data)
+            await sink.drain()
+        sink.close()
