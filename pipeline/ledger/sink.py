@@ -4,14 +4,15 @@ The ledger itself is the sink's state. Where reading goes on is what the last ma
 what Kafka's consumer group has committed. One round:
 
 1. Collect blocks of the assigned partitions. Each must join the one before it, end to end.
-2. Insert their rows, one insert for each month. A part appears whole or not at all.
-3. Insert one manifest for each source partition, in one insert: from here on the rows count.
-4. Commit the offsets to Kafka. This only tells others how far the sink is.
+2. Mark the days of their rows, so that rollups of them no longer count.
+3. Insert their rows, one insert for each month. A part appears whole or not at all.
+4. Insert one manifest for each source partition, in one insert: from here on the rows count.
+5. Commit the offsets to Kafka. This only tells others how far the sink is.
 
-A crash after 1 or 4 changes nothing. After 2, or in its middle, rows lie above the last manifest:
-they are looked up on assignment and skipped, and if one were inserted again it would replace
-itself. After 3, reading goes on behind the blocks. When an insert fails, nobody knows whether it
-was carried out, so it is never resent: the positions are read again from the ledger.
+A crash after 1, 2 or 5 changes nothing. After 3, or in its middle, rows lie above the last
+manifest: they are looked up on assignment and skipped, and if one were inserted again it would
+replace itself. After 4, reading goes on behind the blocks. When an insert fails, nobody knows
+whether it was carried out, so it is never resent: the positions are read again from the ledger.
 """
 
 import asyncio
@@ -27,15 +28,19 @@ from aiokafka.structs import ConsumerRecord
 
 from pipeline import faults, metrics
 from pipeline.core.blocks import PricedBlock, decode_block
-from pipeline.core.errors import Refused, TallyportError
+from pipeline.core.errors import CorruptRecord, Refused, TallyportError
 from pipeline.kafka import check_kafka, client_kwargs
 from pipeline.ledger.client import LedgerDatabaseMissing, LedgerError, LedgerLoginRefused
 from pipeline.ledger.intake import Intake, Verdict, first_offset_to_read
-from pipeline.ledger.manifests import LogEpoch, decode_epoch
+from pipeline.ledger.log_reading import read_log
+from pipeline.ledger.manifests import LogEpoch
+from pipeline.ledger.recorder import RegisterRecorder
+from pipeline.ledger.rolling import rolling_up
 from pipeline.ledger.sink_status import SinkStatus
+from pipeline.ledger.sink_watch import until_first_ends, watch_sink
 from pipeline.ledger.writer import Holding, LedgerWriter, Run
 from pipeline.settings import Settings
-from pipeline.stream.reader import read_to_end
+from pipeline.stream.topic_identity import watch_topics
 from pipeline.stream.topics import Topics
 
 INSERT_INTERVAL_S = 0.5
@@ -80,17 +85,28 @@ async def run_sink(
         fetch_max_wait_ms=100,
         max_partition_fetch_bytes=FETCH_MAX_BYTES,
         session_timeout_ms=6_000,
-        heartbeat_interval_ms=2_000,
+        heartbeat_interval_ms=500,
         rebalance_timeout_ms=10_000,
     )
-    sink = _Sink(kafka, consumer, writer, topics, on_ready, status or SinkStatus())
+    status = status or SinkStatus()
+    sink = _Sink(kafka, consumer, writer, topics, on_ready, status)
+    stalled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    watchdog = watch_sink(stalled, consumer, status)
     try:
         await consumer.start()
         consumer.subscribe([topics.priced], listener=sink)
-        await sink.run(stop)
+        watchdog.start()
+        with rolling_up(settings, sink.holds_first_partition):
+            await until_first_ends(
+                sink.run(stop),
+                sink.watch_topics(),
+                RegisterRecorder(settings, kafka).run(),
+                stalled,
+            )
     except KafkaError as error:
         raise _kafka_failed(error) from error
     finally:
+        watchdog.close()
         sink.close()
         await consumer.stop()
 
@@ -112,6 +128,7 @@ class _Sink(ConsumerRebalanceListener):
         self._writer = writer
         self._topics = topics
         self._log: LogEpoch | None = None
+        self._first_log: asyncio.Future[LogEpoch] = asyncio.get_running_loop().create_future()
         self._on_ready: Callable[[], None] | None = on_ready
         self._status = status
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
@@ -137,6 +154,10 @@ class _Sink(ConsumerRebalanceListener):
             except (LedgerError, KafkaError, TimeoutError) as error:
                 _log.warning("the last insert failed, the next start repeats it: %s", error)
 
+    def holds_first_partition(self) -> bool:
+        """Whether this is the sink that does what one of all sinks should do."""
+        return any(tp.partition == 0 for tp in self._intakes)
+
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._writer.close()
@@ -157,7 +178,9 @@ class _Sink(ConsumerRebalanceListener):
 
     async def _turn(self) -> None:
         if self._joined and not self._settled:
+            self._status.doing = "it reads its positions from the ledger"
             await self._settle()
+            self._status.doing = ""
         batches = await self._consumer.getmany(
             timeout_ms=int(self._wait_s() * 1000), max_records=POLL_MAX_BLOCKS
         )
@@ -192,6 +215,7 @@ class _Sink(ConsumerRebalanceListener):
         self._consumer.resume(*assigned)
         self._intakes = intakes
         self._settled = True
+        self._status.is_ready = True
         if self._on_ready is not None:
             self._on_ready()
             self._on_ready = None
@@ -211,7 +235,11 @@ class _Sink(ConsumerRebalanceListener):
             if intake is None:
                 return
             value = record.value or b""
-            block = decode_block(value)
+            try:
+                block = decode_block(value)
+            except CorruptRecord as error:
+                where = f"{tp.topic} partition {tp.partition} offset {record.offset}"
+                raise CorruptRecord(f"{where}: {error}") from error
             if self._log is None:
                 await self._learn_log()
             try:
@@ -230,10 +258,18 @@ class _Sink(ConsumerRebalanceListener):
 
     async def _learn_log(self) -> None:
         """Which log this is, as soon as a worker has begun it; the ledger takes only its own."""
-        log = await _read_epoch(self._kafka, self._topics.epoch)
+        log = await read_log(self._kafka, self._topics.epoch)
         if log is not None:
             await self._in_thread(self._writer.join, log)
+            if not self._first_log.done():
+                self._first_log.set_result(log)
         self._log = log
+
+    async def watch_topics(self) -> None:
+        """Raises ``Refused`` when the topic of blocks is not the one that the log began with."""
+        log = await self._first_log
+        recorded = {name: id_ for name, id_ in log.topic_ids if name == self._topics.priced}
+        await watch_topics(self._kafka, recorded)
 
     def _check_epoch(self, block: PricedBlock) -> None:
         if self._log is None or block.epoch != self._log.epoch:
@@ -250,7 +286,7 @@ class _Sink(ConsumerRebalanceListener):
         return rows >= INSERT_MAX_ROWS or size_bytes >= INSERT_MAX_BYTES
 
     async def _write_round(self) -> None:
-        """Steps 2 to 4."""
+        """Steps 2 to 5."""
         runs: list[Run] = []
         for tp, intake in self._intakes.items():
             if blocks := intake.take_all():
@@ -259,7 +295,9 @@ class _Sink(ConsumerRebalanceListener):
         self._waiting_since = None
         if not runs:
             return
+        self._status.doing = f"it writes {sum(len(run.blocks) for run in runs)} blocks"
         rows = await self._in_thread(self._writer.write, runs)
+        self._status.doing = ""
         self._last_round = monotonic()
         self._failures = 0
         metrics.SINK_ROWS.inc(rows)
@@ -267,7 +305,7 @@ class _Sink(ConsumerRebalanceListener):
         await self._commit(runs)
 
     async def _commit(self, runs: list[Run]) -> None:
-        """Step 4."""
+        """Step 5."""
         faults.point("sink-before-commit")
         priced = self._topics.priced
         offsets = {TopicPartition(priced, r.priced_partition): r.priced_next_offset for r in runs}
@@ -285,8 +323,6 @@ class _Sink(ConsumerRebalanceListener):
             lag = max(0, end - await self._consumer.position(tp)) + waiting
             self._status.lag[tp.partition] = lag
             metrics.SINK_LAG.labels(str(tp.partition)).set(lag)
-        if self._settled and not any(self._status.lag.values()):
-            self._status.note_idle()
 
     async def _back_off(self, error: Exception, stop: asyncio.Event) -> None:
         """Waits before the positions are read again; raises when it is no use."""
@@ -301,6 +337,7 @@ class _Sink(ConsumerRebalanceListener):
         wait_s = min(BACKOFF_FIRST_S * 2 ** (self._failures - 1), BACKOFF_MAX_S)
         _log.warning("%s; reading the positions again in %.1f s", error, wait_s)
         self._status.failures += 1
+        self._status.doing = f"it tries again after: {error}"
         self._writer.close()
         self._consumer.pause(*self._consumer.assignment())
         self._forget()
@@ -311,14 +348,6 @@ class _Sink(ConsumerRebalanceListener):
 
     async def _in_thread(self, call: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
-
-
-async def _read_epoch(kafka: dict[str, Any], topic: str) -> LogEpoch | None:
-    """The log as its first epoch record says; None while no worker has begun it."""
-    log: LogEpoch | None = None
-    async for records in read_to_end(kafka, topic):
-        log = log or decode_epoch(records[0].value or b"")
-    return log
 
 
 def _kafka_failed(error: KafkaError) -> TallyportError:

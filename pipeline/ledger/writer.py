@@ -4,11 +4,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 
 from pipeline import faults, metrics
 from pipeline.core.blocks import PricedBlock
-from pipeline.core.errors import ConfigurationError, Refused
+from pipeline.core.errors import ConfigurationError, CorruptRecord, Refused
 from pipeline.ledger.client import (
     LedgerAddress,
     LedgerUnreachable,
@@ -17,6 +18,7 @@ from pipeline.ledger.client import (
     ledger_errors,
 )
 from pipeline.ledger.columns import by_month, entries_table
+from pipeline.ledger.day_marks import DayMarks
 from pipeline.ledger.manifests import (
     INSERT_SETTINGS,
     LogEpoch,
@@ -63,6 +65,7 @@ class LedgerWriter:
         self._settings = settings
         self._address = ledger_address(settings, write=True)
         self._client: Client | None = None
+        self._marks = DayMarks()
 
     def holdings(self, topics: Iterable[str], partitions: Iterable[int]) -> dict[int, Holding]:
         """What the ledger holds of each partition of ``topics``."""
@@ -77,32 +80,45 @@ class LedgerWriter:
             join_epoch(client, log)
 
     def write(self, runs: Sequence[Run]) -> int:
-        """Steps 2 and 3 of the sink's protocol; returns how many rows were inserted."""
+        """Steps 2 to 4 of the sink's protocol; returns how many rows were inserted."""
         client = self._connected()
-        blocks = [block for run in runs for block in run.unwritten if block.rows]
-        entries = entries_table(blocks, self._settings.currency) if blocks else None
+        entries = self._entries(runs)
+        manifests = [
+            manifest
+            for run in runs
+            for manifest in manifests_of(run.blocks, run.priced_partition, run.priced_next_offset)
+        ]
+        # Also of rows that the ledger has already: who wrote them may have died before its mark.
+        days = {day for manifest in manifests for day in manifest.days}
         with ledger_errors(self._address):
+            faults.point("sink-before-mark")
+            self._marks.before_change(client, days)
+            faults.point("sink-after-mark")
             if entries is not None:
                 faults.point("sink-before-insert")
                 for month in by_month(entries):
                     with metrics.SINK_INSERT_SECONDS.time():
                         client.insert_arrow("ledger_entries", month, settings=INSERT_SETTINGS)
                     faults.point("sink-after-insert")
+            self._marks.after_change(client, days)
             faults.point("sink-before-manifest")
-            written_at = datetime.now(UTC)
-            manifests = [
-                manifest
-                for run in runs
-                for manifest in manifests_of(
-                    run.blocks, run.priced_partition, run.priced_next_offset
-                )
-            ]
-            write_manifests(client, manifests, written_at)
+            write_manifests(client, manifests, datetime.now(UTC))
             faults.point("sink-after-manifest")
         return 0 if entries is None else entries.num_rows
 
+    def _entries(self, runs: Sequence[Run]) -> pa.Table | None:
+        """The rows to insert; raises ``CorruptRecord`` that names the block."""
+        blocks = [block for run in runs for block in run.unwritten if block.rows]
+        try:
+            return entries_table(blocks, self._settings.currency) if blocks else None
+        except CorruptRecord:
+            for block in blocks:
+                _check_rows(block, self._settings.currency)
+            raise
+
     def close(self) -> None:
         """Lets go of the connection."""
+        self._marks.forget()
         if self._client is not None:
             self._client.close()
             self._client = None
@@ -136,3 +152,13 @@ class LedgerWriter:
             for topic, position in positions.items()
         }
         return Holding(positions, known)
+
+
+def _check_rows(block: PricedBlock, currency: str) -> None:
+    try:
+        entries_table([block], currency)
+    except CorruptRecord as error:
+        raise CorruptRecord(
+            f"the priced block of {block.topic} partition {block.partition} offsets "
+            f"{block.first_offset} to {block.next_offset}: {error}"
+        ) from error

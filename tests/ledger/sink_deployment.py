@@ -13,6 +13,7 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline.core.blocks import PricedBlock, encode_block
 from pipeline.ledger.client import LedgerAddress
+from pipeline.stream.topic_identity import topic_id
 from pipeline.stream.topics import Topics, create_or_check_topics
 from tests.ledger.priced_blocks import dicts
 from tests.processes import WAIT_S, PartProcess
@@ -36,11 +37,12 @@ class Deployment:
     async def prepare(self) -> None:
         client = {"bootstrap_servers": self.kafka}
         await create_or_check_topics(client, self.topics, PARTITIONS)
+        priced_id = str(await topic_id(client, self.topics.priced))
         record = {
             "epoch": 1,
             "id": uuid.uuid4().hex,
             "created_at": "2026-11-22T10:00:00.000Z",
-            "topic_ids": {self.topics.events: "x"},
+            "topic_ids": {self.topics.events: "x", self.topics.priced: priced_id},
             "partitions": PARTITIONS,
         }
         async with AIOKafkaProducer(**client) as producer:
@@ -80,6 +82,13 @@ class Deployment:
                     self.topics.priced, encode_block(block), partition=block.partition
                 )
                 await (producer.commit_transaction() if commit else producer.abort_transaction())
+
+    async def publish_at(self, partition: int, blocks: Sequence[PricedBlock]) -> None:
+        """Blocks as plain records of ``partition``, whatever they say of themselves."""
+        async with AIOKafkaProducer(bootstrap_servers=self.kafka) as producer:
+            for block in blocks:
+                value = encode_block(block)
+                await producer.send_and_wait(self.topics.priced, value, partition=partition)
 
     async def wait_until_held(self, blocks: Sequence[PricedBlock]) -> None:
         """Waits until the manifests cover every block."""

@@ -10,18 +10,8 @@ import pytest
 from clickhouse_connect.driver.client import Client
 
 from pipeline.core.blocks import PricedBlock
-from pipeline.core.errors import InvalidField
 from pipeline.ledger.columns import by_month, entries_table
-from pipeline.ledger.usage import (
-    DIMENSIONS,
-    USAGE_COLUMNS,
-    UsageFilters,
-    ledger_totals,
-    top_users,
-    unpriced_events,
-    unpriced_models,
-    usage_report,
-)
+from pipeline.ledger.day_marks import DayMarks
 from tests.ledger.priced_blocks import block, chain, dicts, row
 
 COUNTERS = [
@@ -54,6 +44,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def insert(client: Client, blocks: Sequence[PricedBlock]) -> None:
+    DayMarks().before_change(client, {occurred(entry).date() for entry in dicts(blocks)})
     for month in by_month(entries_table(blocks, "USD")):
         client.insert_arrow("ledger_entries", month, settings={"async_insert": 0})
 
@@ -244,7 +235,6 @@ def test_sums_of_the_largest_amounts_do_not_wrap(client: Client) -> None:
     assert daily["audio_seconds"] == 1000 * 10**16 * NANO
     assert select(client, "ai_usage_daily")[0]["total_cost"] == 1000 * largest * NANO
     assert select(client, "focus_charges")[0]["BilledCost"] == 1000 * largest * NANO
-    assert usage_report(client, UsageFilters())[0]["cost_nano"] == 1000 * largest
 
 
 def test_day_boundaries_are_utc(client: Client) -> None:
@@ -256,93 +246,6 @@ def test_day_boundaries_are_utc(client: Client) -> None:
     insert(client, [block(rows, 0, 2)])
     days = sorted(str(e["date"]) for e in select(client, "usage_daily"))
     assert days == ["2026-11-30", "2026-12-01"]
-
-
-@pytest.mark.parametrize(
-    ("by", "key"),
-    [
-        ([], lambda e: ()),
-        (["day", "port_id"], lambda e: (occurred(e).date(), e["port_id"])),
-        (["org", "user", "kind"], lambda e: (e["organization_id"], e["user_id"], e["kind"])),
-        (["model"], lambda e: (e["model"],)),
-        (["hour"], lambda e: (occurred(e).replace(minute=0, second=0, microsecond=0),)),
-        (["month", "feature"], lambda e: (occurred(e).date().replace(day=1), e["feature"])),
-    ],
-    ids=lambda value: ",".join(value) if isinstance(value, list) else "",
-)
-def test_usage_by_any_dimension(client: Client, by: list[str], key: Any) -> None:
-    blocks = chain(6, 20)
-    insert(client, blocks)
-    report = usage_report(client, UsageFilters(), by)
-    assert all(tuple(values)[len(by) :] == USAGE_COLUMNS for values in report)
-    assert {
-        tuple(values.values())[: len(by)]: (
-            values["requests"],
-            values["total_tokens"],
-            values["cost_nano"],
-            values["cost"],
-            values["unpriced_requests"],
-            values["estimated_requests"],
-        )
-        for values in report
-    } == {
-        k: (
-            c["requests"],
-            c["total_tokens"],
-            c["cost_nano"],
-            money(c["cost_nano"]),
-            c["unpriced_requests"],
-            c["estimated_requests"],
-        )
-        for k, c in recount(dicts(blocks), key).items()
-    }
-
-
-def test_usage_filters_bind_values_and_bound_times(client: Client) -> None:
-    blocks = chain(7, 30)
-    insert(client, blocks)
-    start, end = datetime(2026, 11, 30, 6, tzinfo=UTC), datetime(2026, 12, 1, 6, tzinfo=UTC)
-    filters = UsageFilters(model="a'b\\c", user_id="usér|3", start=start, end=end)
-    kept = [
-        e
-        for e in dicts(blocks)
-        if e["model"] == "a'b\\c" and e["user_id"] == "usér|3" and start <= occurred(e) < end
-    ]
-    assert kept
-    (found,) = usage_report(client, filters)
-    assert (found["requests"], found["total_tokens"]) == (
-        len(kept),
-        sum(e["input_tokens"] + e["output_tokens"] for e in kept),
-    )
-    assert usage_report(client, UsageFilters(port_id="' OR 1 --")) == []
-
-
-def test_every_dimension_can_be_asked_for(client: Client) -> None:
-    insert(client, chain(8, 3))
-    assert usage_report(client, UsageFilters(), list(DIMENSIONS))
-
-
-@pytest.mark.parametrize("name", ["", "cost", "port_id, 1", "model; DROP TABLE ledger_entries"])
-def test_an_unknown_dimension_is_refused(client: Client, name: str) -> None:
-    with pytest.raises(InvalidField, match="by: "):
-        usage_report(client, UsageFilters(), [name])
-
-
-def test_unpriced_events_top_users_and_totals(client: Client) -> None:
-    blocks = chain(9, 30)
-    insert(client, blocks)
-    entries = list(dicts(blocks))
-    unpriced = [e for e in entries if e["cost_nano"] is None]
-    found = unpriced_events(client, UsageFilters(), limit=10_000)
-    assert {e["event_id"] for e in found} == {e["event_id"] for e in unpriced}
-    models = unpriced_models(client, UsageFilters())
-    assert sum(m["unpriced_requests"] for m in models) == len(unpriced)
-    users = recount((e for e in entries if e["user_id"]), lambda e: e["user_id"])
-    dearest = sorted(users, key=lambda u: -users[u]["cost_nano"])
-    assert [u["user_id"] for u in top_users(client, UsageFilters(), limit=2)] == dearest[:2]
-    totals = ledger_totals(client)
-    assert totals["entries"] == len(entries)
-    assert totals["cost_nano"] == sum(e["cost_nano"] or 0 for e in entries)
 
 
 def test_a_query_for_one_day_and_port_reads_little(client: Client) -> None:
