@@ -182,7 +182,7 @@ def _recorded(call: Call, path: str, params: Mapping[str, Any], result: Any) -> 
     elif params.get("stream") and not raw:
         stream = call.stream(result)
         return _without_usage(stream) if _hides_usage(path, params) else stream
-    elif raw == "raw" and not params.get("stream"):
+    elif raw not in (None, "stream") and not params.get("stream"):
         call.record(result.parse())
     else:  # of a body that nobody has read yet nothing is known: that is recorded as estimated
         call.record(result)
