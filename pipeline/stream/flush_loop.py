@@ -193,7 +193,9 @@ class FlushLoop:
 
     async def _commit(self, gathered: _Round) -> None:
         self.doing = "its transaction has not been committed"
-        written = await self._producer.commit(gathered.outbox, gathered.offsets)
+        written = await self._producer.commit(
+            gathered.outbox, gathered.offsets, another_follows=True
+        )
         self.commits += 1
         point("price-committed")
         for batch in written:

@@ -51,6 +51,7 @@ class Ownership:
         self._topics = topics
         self._places = {b"source|%d" % p for p in sources} | {b"home|%d" % p for p in homes}
         self._owner = topics.transactional_id(uuid.uuid4().hex)
+        self._claimed_from = 0
 
     async def take(self) -> FencedProducer:
         """Shuts out every earlier owner; returns the producer that may write from now on.
@@ -62,17 +63,27 @@ class Ownership:
             await producer.start()
             if self._places:
                 found = await self._read(0)
+                self._claimed_from = found.end_offset
                 await self._fence(found.before.values())
-                await producer.commit(self._claim(found), {})
+                # Reading the tables may take longer than a transaction may stay open.
+                await producer.commit(self._claim(found), {}, another_follows=False)
                 since = await self._read(found.end_offset)
                 await self._fence(set(since.before.values()) - set(found.before.values()))
-                if since.after:
-                    other = next(iter(since.after.values()))
-                    raise LostOwnership(f"worker {other} has taken the same partitions over")
+                self._refuse_after(since)
         except BaseException:
             await producer.close()
             raise
         return producer
+
+    async def verify(self) -> None:
+        """Raises ``LostOwnership`` when another worker has claimed a partition since ``take``."""
+        self._refuse_after(await self._read(self._claimed_from))
+
+    @staticmethod
+    def _refuse_after(since: _Claims) -> None:
+        if since.after:
+            other = next(iter(since.after.values()))
+            raise LostOwnership(f"worker {other} has taken the same partitions over")
 
     def _claim(self, found: _Claims) -> Outbox:
         outbox = Outbox()

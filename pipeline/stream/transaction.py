@@ -129,10 +129,11 @@ class FencedProducer:
         await self._producer.start()
 
     async def commit(
-        self, outbox: Outbox, offsets: Mapping[TopicPartition, int]
+        self, outbox: Outbox, offsets: Mapping[TopicPartition, int], *, another_follows: bool
     ) -> list[RecordMetadata]:
         """Sends everything and commits it, with ``offsets`` for the group when there are any.
 
+        ``another_follows`` within the transaction timeout: then the next one is begun at once.
         Returns where each batch was written, and when. On any error the caller must not go on
         with its memory: the process ends and recovers.
         """
@@ -152,7 +153,8 @@ class FencedProducer:
             )
         point("price-offsets")
         await producer.commit_transaction()
-        await self._prepare(outbox)
+        if another_follows:
+            await self._prepare(outbox)
         return written
 
     async def _begin(self) -> None:
