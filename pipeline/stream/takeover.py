@@ -61,7 +61,8 @@ async def take_over(
     what is found cannot be trusted.
     """
     stages = _Stages()
-    producer = await Ownership(context.client, context.topics, sources, homes).take()
+    ownership = Ownership(context.client, context.topics, sources, homes)
+    producer = await ownership.take()
     try:
         starts = await _partial_ends(context, homes)
         stages.end("own")
@@ -84,6 +85,11 @@ async def take_over(
         }
         merges = await _merges(context, inboxes, tables, totals, board)
         stages.end("merges")
+    except CorruptRecord:
+        await producer.close()
+        # Journals that another owner writes on while they are read here do not add up, either.
+        await ownership.verify()
+        raise
     except BaseException:
         await producer.close()
         raise
