@@ -20,7 +20,8 @@ from tests.sim.simulation import simulate
 ROOT = Path(__file__).parent.parent.parent
 MAX_FAILURES = 3
 RUNS_PER_COLLECTION = 20
-GRACE_S = 60.0
+GRACE_S = 90.0
+COMMAND = (sys.executable, "-m", "tests.sim.campaign")
 
 
 @dataclass
@@ -32,13 +33,17 @@ class Found:
     failures: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
 
 
-def explore(first: int, seconds: float) -> Found:
-    """Runs seeds from ``first`` on until ``seconds`` are over, on every processor."""
+def explore(first: int, seconds: float, least_runs: int = 0) -> Found:
+    """Runs seeds from ``first`` on until ``seconds`` are over, on every processor.
+
+    Where others keep the processors busy it goes on until ``least_runs``, at most ``GRACE_S`` more.
+    """
     count = len(os.sched_getaffinity(0))
+    least = str(-(-least_runs // count))
     environ = {**os.environ, "PYTHONHASHSEED": "0"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.sim.campaign", str(first + n), str(count), str(seconds)],
+            [*COMMAND, str(first + n), str(count), str(seconds), least],
             cwd=ROOT,
             env=environ,
             stdout=subprocess.PIPE,
@@ -48,7 +53,7 @@ def explore(first: int, seconds: float) -> Found:
     found = Found()
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=seconds + GRACE_S)
+            output, _ = process.communicate(timeout=seconds + 2 * GRACE_S)
             if process.returncode != 0:
                 raise RuntimeError(f"a process of the campaign ended with {process.returncode}")
             body = json.loads(output)
@@ -63,15 +68,18 @@ def explore(first: int, seconds: float) -> Found:
     return found
 
 
-def run_seeds(first: int, stride: int, seconds: float) -> Found:
+def run_seeds(first: int, stride: int, seconds: float, least_runs: int) -> Found:
     """Runs ``first``, ``first + stride``, … in this process."""
     found = Found()
-    end_s = time.monotonic() + seconds
+    start_s = time.monotonic()
     gc.collect()
     gc.freeze()
     gc.disable()  # a run leaves cycles behind, and collecting in its midst takes a third of it
     seed = first
-    while time.monotonic() < end_s and len(found.failures) < MAX_FAILURES:
+    while len(found.failures) < MAX_FAILURES:
+        spent_s = time.monotonic() - start_s
+        if spent_s > seconds and (found.runs >= least_runs or spent_s > seconds + GRACE_S):
+            break
         outcome = simulate(scenario_of(seed))
         found.runs += 1
         found.hits.update(outcome.hits)
@@ -84,8 +92,8 @@ def run_seeds(first: int, stride: int, seconds: float) -> Found:
 
 
 def main() -> None:
-    first, stride, seconds = sys.argv[1:]
-    found = run_seeds(int(first), int(stride), float(seconds))
+    first, stride, seconds, least_runs = sys.argv[1:]
+    found = run_seeds(int(first), int(stride), float(seconds), int(least_runs))
     print(json.dumps({"runs": found.runs, "hits": found.hits, "failures": found.failures}))
 
 

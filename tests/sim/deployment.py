@@ -384,15 +384,8 @@ class Deployment:
                 self._thaw(one.process)
         for worker in self.workers:
             worker.drop.clear()
-        if self.world.hits["dropped-slice"]:
-            self._show_drops()
         behind_ms = self.latest_broker_ms - self.world.broker_ms()
         self.world.broker_skew_ms += max(0, behind_ms)
-
-    def _show_drops(self) -> None:
-        """A slice that was dropped is noticed when a later one arrives."""
-        for number in range(self.partitions):
-            self.put(TOPICS.events, b"k", b"no json", number)
 
     # -- reading ---------------------------------------------------
 

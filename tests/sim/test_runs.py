@@ -14,7 +14,7 @@ from tests.sim.simulation import simulate
 
 FIRST_SEED = 1
 CAMPAIGN_S = 60.0
-# About a third of what two busy processors do in that time.
+# About a third of what two free processors do in that time.
 LEAST_RUNS = 300
 LEAST_HITS = {
     "fate-accepted": 3_000,
@@ -74,7 +74,7 @@ LEAST_HITS = {
 
 @pytest.fixture(scope="module")
 def found() -> Found:
-    return explore(FIRST_SEED, CAMPAIGN_S)
+    return explore(FIRST_SEED, CAMPAIGN_S, LEAST_RUNS)
 
 
 @pytest.mark.timeout(300)
