@@ -143,6 +143,39 @@ async def _rebuild(entries: int, cells: int) -> dict[str, object]:
     return found.to_json()
 
 
+@bench.command()
+@click.option(
+    "--events",
+    type=click.IntRange(1_000),
+    default=200_000,
+    show_default=True,
+    help="Events of a round.",
+)
+@click.option(
+    "--rounds", type=click.IntRange(1), default=_ROUNDS, show_default=True, help="How many rounds."
+)
+@click.option(
+    "--seconds",
+    type=click.IntRange(1),
+    default=_SECONDS,
+    show_default=True,
+    help="How long single events are sent.",
+)
+@as_json
+def http(events: int, rounds: int, seconds: int, json_wanted: bool) -> None:
+    """Events per second over HTTP beside the raw producer, and the wait of single ones."""
+    _show({"http": run_async(_http(events, rounds, seconds))}, json_wanted)
+
+
+async def _http(events: int, rounds: int, seconds: int) -> dict[str, object]:
+    from pipeline.bench.http import run
+
+    with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
+        own = _own_settings(settings(), Path(folder))
+        found = await run(own, events, rounds, seconds, lambda line: click.echo(line, err=True))
+    return found.to_json()
+
+
 async def _stream(events: int, rounds: int) -> dict[str, object]:
     from pipeline.bench.stream import run
 
@@ -195,6 +228,11 @@ def _show(found: dict[str, Any], json_wanted: bool) -> None:
         )
         for name in ("worker_to_floor", "worker_to_plain_faust"):
             click.echo(f"{name}: {found['stream'][name]:.2f}")
+    if "http" in found:
+        rounds = found["http"].pop("rounds")
+        print_table([{name: f"{value:.0f}" for name, value in row.items()} for row in rounds],
+                    ("producer", "http"))  # fmt: skip
+        print_table([found["http"]], tuple(found["http"]))
     if "recovery" in found:
         print_table([found["recovery"]], tuple(found["recovery"]))
     if "rebuild" in found:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 IN_FLIGHT_BYTES = 64 * 1024 * 1024
 MAX_STREAMS = 1_000
 READY_TIMEOUT_S = 20.0
+GC_YOUNG_OBJECTS = 50_000
 _POLL_S = 0.05
 
 
@@ -159,6 +161,7 @@ def run_api(settings: Settings, tls: Tls | None = None) -> int:
         serving = asyncio.create_task(serve(api.app, listener, tls=tls, on_stop=api.streams.close))
         ready = asyncio.create_task(api.wait_ready())
         await asyncio.wait([serving, ready], return_when=asyncio.FIRST_COMPLETED)
+        _tune_collector()
         if not serving.done():
             for problem in api.problems():
                 log.warning("%s", problem)
@@ -169,6 +172,13 @@ def run_api(settings: Settings, tls: Tls | None = None) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
     return 0
+
+
+def _tune_collector() -> None:
+    # The built-in book is large and stays; what a request makes holds no cycles. Walking through
+    # the former after every 700 of the latter made one request in a hundred wait for 90 ms.
+    gc.freeze()
+    gc.set_threshold(GC_YOUNG_OBJECTS, 50, 100)
 
 
 def _key_ring(settings: Settings) -> KeyRing | None:

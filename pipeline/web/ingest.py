@@ -23,7 +23,7 @@ FORBIDDEN_PORT: Final = "forbidden-port"
 REASONS: Final = (*EVENT_REASONS, FORBIDDEN_PORT)
 
 
-class Result(msgspec.Struct):
+class Result(msgspec.Struct, gc=False):
     """What became of one event; ``reason`` is one of ``REASONS``."""
 
     event_id: str | None
@@ -60,15 +60,12 @@ class Intake:
         outgoing: list[Outgoing] = []
         accepted: list[Result] = []
         for one in found:
-            judged = self._judge(one, caller, now_ms)
-            if isinstance(judged, Result):
-                metrics.HTTP_EVENTS_REJECTED.labels(judged.reason).inc()
-                results.append(judged)
-                continue
-            result = Result(judged[1], "accepted")
-            outgoing.append(judged[0])
-            accepted.append(result)
+            result = self._judge(one, caller, now_ms, outgoing)
             results.append(result)
+            if result.reason is None:
+                accepted.append(result)
+            else:
+                metrics.HTTP_EVENTS_REJECTED.labels(result.reason).inc()
         if outgoing:
             placed = await self._log.send(outgoing)
             for result, place in zip(accepted, placed, strict=True):
@@ -77,8 +74,9 @@ class Intake:
         return results
 
     def _judge(
-        self, one: Submitted | Rejection, caller: Caller, now_ms: int
-    ) -> tuple[Outgoing, str] | Result:
+        self, one: Submitted | Rejection, caller: Caller, now_ms: int, outgoing: list[Outgoing]
+    ) -> Result:
+        """What becomes of one event; an accepted one is added to ``outgoing``."""
         if isinstance(one, Rejection):
             return Result(None, "rejected", one.reason, one.detail)
         event = decode_event(one.value, one.headers)
@@ -87,10 +85,11 @@ class Intake:
         late = judge_time(event.occurred_at_us, now_ms, self._limits)
         if late is not None:
             return Result(event.event_id, "rejected", late.reason, late.detail)
-        if not caller.may_see_port(event.port_id):
+        if caller.ports is not None and event.port_id not in caller.ports:
             detail = "port_id: this key may not send for this port"
             return Result(event.event_id, "rejected", FORBIDDEN_PORT, detail)
-        return Outgoing(event.port_id.encode(), one.value, one.headers), event.event_id
+        outgoing.append(Outgoing(event.port_id.encode(), one.value, one.headers))
+        return Result(event.event_id, "accepted")
 
 
 class EventsEndpoint:

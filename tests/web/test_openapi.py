@@ -47,6 +47,7 @@ def test_the_api_does_what_the_document_says(api: ApiProcess) -> None:
             "--request-timeout=20",
             "--no-color",
         ],
+        cwd=api.folder,  # where it leaves its notes
         env={**os.environ, "NO_PROXY": "*"},
         capture_output=True,
         text=True,
