@@ -69,12 +69,12 @@ async def test_the_next_owner_shuts_out_the_one_before(
 ) -> None:
     first = await log.claim([0, 1], [0]).take()
     producers.append(first)
-    await first.commit(total(log, 0, b"first"), {})
+    await first.commit(total(log, 0, b"first"), {}, another_follows=False)
     second = await log.claim([1], []).take()
     producers.append(second)
     with pytest.raises(FENCED):
-        await first.commit(total(log, 0, b"too late"), {})
-    await second.commit(total(log, 1, b"second"), {})
+        await first.commit(total(log, 0, b"too late"), {}, another_follows=False)
+    await second.commit(total(log, 1, b"second"), {}, another_follows=False)
     assert await totals(log) == [b"first", b"second"]
 
 
@@ -85,7 +85,7 @@ async def test_a_merge_partition_alone_shuts_out_its_former_owner(
     producers.append(first)
     producers.append(await log.claim([], [2]).take())
     with pytest.raises(FENCED):
-        await first.commit(total(log, 0, b"too late"), {})
+        await first.commit(total(log, 0, b"too late"), {}, another_follows=False)
     assert await totals(log) == []
 
 
@@ -95,7 +95,7 @@ async def test_owners_of_other_partitions_are_left_alone(
     first = await log.claim([0], [0]).take()
     producers.append(first)
     producers.append(await log.claim([1, 2], [1, 2]).take())
-    await first.commit(total(log, 0, b"still"), {})
+    await first.commit(total(log, 0, b"still"), {}, another_follows=False)
     assert await totals(log) == [b"still"]
 
 
@@ -104,7 +104,7 @@ async def test_an_open_transaction_of_the_former_owner_is_decided(
 ) -> None:
     first = await log.claim([0], []).take()
     producers.append(first)
-    await first.commit(total(log, 0, b"whole"), {})
+    await first.commit(total(log, 0, b"whole"), {}, another_follows=True)
     # The next transaction is open already; its record is never committed.
     await first._producer.send_and_wait(  # pyright: ignore[reportPrivateUsage]
         log.topics.totals, b"half", b"d|1", partition=0
@@ -124,7 +124,7 @@ async def test_of_many_at_once_one_goes_on(log: Log, producers: list[FencedProdu
             continue
         producers.append(one)
         try:
-            await one.commit(total(log, 0, b"%d" % number), {})
+            await one.commit(total(log, 0, b"%d" % number), {}, another_follows=False)
             wrote.append(b"%d" % number)
         except FENCED:
             pass
@@ -149,7 +149,7 @@ async def test_a_claim_of_another_version_is_refused(log: Log) -> None:
     await writer.start()
     outbox = Outbox()
     outbox.add(log.topics.owners, 0, Record(b"source|0|someone", b"9"))
-    await writer.commit(outbox, {})
+    await writer.commit(outbox, {}, another_follows=False)
     await writer.close()
     with pytest.raises(CorruptRecord, match=r"owners partition 0 offset 0: a claim of version"):
         await log.claim([0], []).take()
