@@ -11,15 +11,15 @@ CHUNK_BYTES = 64 * 1024
 class TcpProxy:
     """Listens on ``port`` and passes everything on to ``target_port``, both on loopback.
 
-    While ``stalled`` nothing passes, in either direction, and connections stay open. While
-    ``swallowing`` requests pass and their answers are lost. ``cut`` ends every connection; while
-    ``closed`` new ones are ended at once.
+    After ``stall`` nothing passes, in either direction, and connections stay open. While
+    ``swallowing`` requests pass and their answers are lost. While ``refusal`` is set it is the
+    answer to everything that is sent. ``cut`` ends every connection.
     """
 
     def __init__(self, target_port: int, port: int = 0) -> None:
         self.port = port
         self.swallowing = False
-        self.closed = False
+        self.refusal = b""
         self.swallowed_bytes = 0
         self._target_port = target_port
         self._running = asyncio.Event()
@@ -58,16 +58,13 @@ class TcpProxy:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.closed:
-            writer.transport.abort()
-            return
         with contextlib.suppress(OSError):
             to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
             self._writers |= {writer, to_writer}
             try:
                 await asyncio.gather(
-                    self._pass(reader, to_writer, is_answer=False),
-                    self._pass(to_reader, writer, is_answer=True),
+                    self._pass(reader, to_writer, answers=writer),
+                    self._pass(to_reader, writer),
                 )
             finally:
                 self._writers -= {writer, to_writer}
@@ -75,11 +72,20 @@ class TcpProxy:
         writer.transport.abort()
 
     async def _pass(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, is_answer: bool
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        answers: asyncio.StreamWriter | None = None,
     ) -> None:
+        """``answers`` is where the answers go, when these are requests."""
         while data := await source.read(CHUNK_BYTES):
             await self._running.wait()
-            if is_answer and self.swallowing:
+            if answers is not None and self.refusal:
+                answers.write(self.refusal)
+                await answers.drain()
+                answers.close()
+                break
+            if answers is None and self.swallowing:
                 self.swallowed_bytes += len(data)
                 continue
             sink.write(data)
