@@ -67,7 +67,7 @@ LEAST_HITS = {
             "killed-at-sink-before-commit",
             "killed-at-sink-after-commit",
         ),
-        3,
+        1,
     ),
 }
 
@@ -126,5 +126,4 @@ def test_a_scenario_survives_being_printed() -> None:
 
 def test_seeds_differ_in_what_they_do() -> None:
     seen = Counter(one["do"] for seed in range(300) for one in scenario_of(seed).inputs)
-    assert min(seen.values()) > 3
-    assert len(seen) >= 28
+    assert len(seen) >= 29
