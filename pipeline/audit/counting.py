@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pipeline.audit.kafka_side import Decisions, KafkaSide, Positions
 from pipeline.audit.ledger_side import LedgerSide
 from pipeline.audit.recount.count import DAY_MS, Recount
-from pipeline.audit.states import StateLog
+from pipeline.audit.state_log import StateLog
 from pipeline.core.book import builtin_book
 from pipeline.core.windows import parse_ms
 from pipeline.stream.epoch import Epoch

@@ -15,7 +15,7 @@ from pipeline.audit.recount.places import restored_from
 from pipeline.audit.recount.policies import PolicyRecord
 from pipeline.audit.recount.rates import RateRecord
 from pipeline.audit.recount.rules import Rules, read_rules
-from pipeline.audit.states import StateLog, StateRecord
+from pipeline.audit.state_log import StateLog, StateRecord
 from pipeline.audit.tables import FATES, Table
 from pipeline.core.blocks import ROW_COLUMNS, PricedBlock, decode_block
 from pipeline.core.errors import CorruptRecord, Refused

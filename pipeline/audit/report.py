@@ -2,10 +2,14 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.audit.differences import Difference, Kind
+from pipeline.audit.differences import Difference, Findings, Kind
+from pipeline.audit.recount.count import PartitionCount, Recount
+from pipeline.audit.recount.events import REASONS
+from pipeline.stream.epoch import Epoch
 
 
 @dataclass
@@ -72,3 +76,63 @@ class AuditReport:
             return "audit: everything agrees"
         kinds = ", ".join(f"{kind} {number}" for kind, number in self.differences_by_kind.items())
         return f"audit: {self.difference_count} differences ({kinds})"
+
+
+def report_of(
+    findings: Findings,
+    recount: Recount,
+    epoch: Epoch,
+    cuts: Mapping[int, int],
+    ranges: Mapping[str, Any],
+    seconds: float,
+) -> AuditReport:
+    """The report of a run; ``ranges`` are added to those that recount and cuts tell."""
+    counts = recount.counts
+    fates, totals = Counter[str](), Counter[str]()
+    for partition, count in counts.items():
+        below = count.fates_below(cuts[partition])
+        totals["unpriced"] += below.pop("unpriced")
+        fates.update(below)
+        totals.update(_totals(count, cuts[partition]))
+    return AuditReport(
+        findings.count,
+        {str(kind): number for kind, number in sorted(findings.by_kind.items()) if number},
+        findings.differences,
+        epoch.epoch,
+        {
+            **ranges,
+            "counted again from": {p: c.counts_from for p, c in counts.items()},
+            "with the ledger only": {
+                p: [epoch.starts.get(p, 0), c.counts_from]
+                for p, c in counts.items()
+                if c.is_cut_off
+            },
+            "cut": dict(cuts),
+        },
+        dict(findings.compared),
+        dict(fates),
+        _reasons(counts, cuts),
+        dict(totals),
+        findings.notes,
+        recount.records,
+        round(seconds, 3),
+    )
+
+
+def _totals(count: PartitionCount, cut: int) -> dict[str, int]:
+    if cut < count.cells.settled_to:
+        return {}
+    found = Counter[str]()
+    for (scope, _), cell in count.cells.below(cut).items():
+        if scope == "all":
+            found.update({"requests": cell[0], "tokens": cell[1], "cost_nano": cell[2]})
+    return found
+
+
+def _reasons(counts: Mapping[int, PartitionCount], cuts: Mapping[int, int]) -> dict[str, int]:
+    found = Counter(
+        REASONS[count.rejected.note(at)]
+        for partition, count in counts.items()
+        for at in range(count.rejected.below(cuts[partition]))
+    )
+    return dict(sorted(found.items()))

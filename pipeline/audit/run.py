@@ -10,27 +10,21 @@
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Mapping
 from time import monotonic
-from typing import Any
 
 from pipeline.audit.counting import Counting, Offsets, Progress
-from pipeline.audit.differences import Findings, Kind, day_text
-from pipeline.audit.fates import BlockChain, compare_copies, compare_refusals, missing_copies
-from pipeline.audit.kafka_side import KafkaSide, Positions
+from pipeline.audit.destinations import Destinations
+from pipeline.audit.differences import Findings, Kind
+from pipeline.audit.kafka_side import KafkaSide
 from pipeline.audit.ledger_side import LedgerSide
-from pipeline.audit.manifests import Coverage, compare_manifests
 from pipeline.audit.recount.cells import Cells, sum_cells
-from pipeline.audit.recount.count import PartitionCount
-from pipeline.audit.recount.events import REASONS
 from pipeline.audit.recount.policies import budgets_in_force
-from pipeline.audit.report import AuditReport
-from pipeline.audit.rows import add_suspects, compare_rows
-from pipeline.audit.states import Heartbeat, ScopeSums, StateLog, compare_claims, compare_home
+from pipeline.audit.report import AuditReport, report_of
+from pipeline.audit.state_log import Heartbeat, StateLog
+from pipeline.audit.states import ScopeSums, compare_claims, compare_home
 from pipeline.audit.tables import Opening, Table, compare_table
+from pipeline.audit.waiting import add_behind, covers, pause
 from pipeline.core.book import builtin_book
-from pipeline.core.windows import parse_ms
 from pipeline.kafka import client_kwargs
 from pipeline.ledger.client import ledger_reader
 from pipeline.settings import Settings
@@ -38,8 +32,6 @@ from pipeline.stream.epoch import Epoch
 from pipeline.stream.topics import Topics
 
 WAIT_S = 30.0
-POLL_S = 0.3
-DAILY_TRIES = 8
 
 
 async def run_audit(
@@ -78,7 +70,6 @@ class Audit:
         self._cuts: dict[int, int] = {}
         self._openings: dict[int, Opening] = {}
         self._agreed: dict[int, Heartbeat] = {}
-        self._ranges: dict[str, Any] = {}
 
     async def run(self) -> AuditReport:
         started_s = monotonic()
@@ -91,18 +82,26 @@ class Audit:
         self._recount = self._counting.recount
         older = await asyncio.to_thread(self._counting.remember_older, self._ledger)
         await self._counting.count(positions.next_offsets, self._logs)
-        await self._kafka.read_states(
-            self._logs
-        )  # what they claim lies below the tables' positions
+        # Read before the tables: what a heartbeat claims must lie below their positions.
+        await self._kafka.read_states(self._logs)
         oldest_day = await self._compare_tables(positions.next_offsets)
-        await self._wait_for_ledger(self._cuts)
-        coverage = await self._compare_ledger()
-        await self._compare_fates()
-        await self._compare_states_again()
-        await self._compare_daily(oldest_day)
+        destinations = Destinations(
+            self._kafka, self._ledger, self._epoch, self._counting, self._findings, self._wait_s
+        )
+        await destinations.compare(self._cuts, oldest_day)
+        await self._compare_states()
         self._compare_something()
         self._findings.notes += _note_of_older(self._epoch, older)
-        return self._report(positions, coverage, monotonic() - started_s)
+        ranges = {
+            "events in Kafka": {
+                p: [positions.starts[p], count.next_offset]
+                for p, count in self._recount.counts.items()
+            },
+            "states through": {p: dict(h.through) for p, h in sorted(self._agreed.items())},
+            **destinations.ranges,
+        }
+        seconds = monotonic() - started_s
+        return report_of(self._findings, self._recount, self._epoch, self._cuts, ranges, seconds)
 
     # -- waiting and counting ----------------------------------------------------------------------
 
@@ -113,33 +112,14 @@ class Audit:
             await self._kafka.read_states(self._logs)
             reached = self._through()
             held = await asyncio.to_thread(self._ledger.reached)
-            if (_covers(reached, wanted) and _covers(held, wanted)) or not await _pause(deadline_s):
+            if (covers(reached, wanted) and covers(held, wanted)) or not await pause(deadline_s):
                 break
         parts = {"state": reached, "ledger": held}
-        if not _covers(reached, wanted):
+        if not covers(reached, wanted):
             tables = [await self._kafka.table(p) for p in self._partitions]
             parts["tables"] = {table.partition: table.next_offset for table in tables}
         for part, offsets in parts.items():
-            self._add_behind(part, wanted, offsets)
-
-    async def _wait_for_ledger(self, wanted: Offsets) -> None:
-        deadline_s = monotonic() + self._wait_s
-        while True:
-            held = await asyncio.to_thread(self._ledger.reached)
-            if _covers(held, wanted) or not await _pause(deadline_s):
-                break
-        if not self._findings.by_kind[Kind.BEHIND]:
-            self._add_behind("ledger", wanted, held)
-
-    def _add_behind(self, part: str, wanted: Offsets, reached: Offsets) -> None:
-        for partition, offset in sorted(wanted.items()):
-            found = reached.get(partition, 0)
-            if found < offset:
-                what = "next offset (not everything has been taken in)"
-                self._findings.add(
-                    Kind.BEHIND, part, what, offset, found, partition=partition,
-                    amounts={"offsets": found - offset},
-                )  # fmt: skip
+            add_behind(self._findings, part, wanted, offsets)
 
     def _through(self) -> dict[int, int]:
         """By source partition: the offset that every partition's last heartbeat has reached."""
@@ -174,7 +154,7 @@ class Audit:
                     f"at least {table.next_offset}", ends[partition], partition=partition,
                 )  # fmt: skip
         if not self._findings.by_kind[Kind.BEHIND]:
-            self._add_behind("tables", wanted, tables)
+            add_behind(self._findings, "tables", wanted, tables)
         ends = await self._kafka.event_ends(self._partitions)
         for log in self._logs.values():
             compare_claims(
@@ -210,7 +190,7 @@ class Audit:
             rules_digest=digest if count.records else None,
         )
 
-    async def _compare_states_again(self) -> None:
+    async def _compare_states(self) -> None:
         """Step 7: each partition of ``budget.state`` until it agrees at some heartbeat."""
         deadline_s = monotonic() + self._wait_s
         while True:
@@ -230,94 +210,13 @@ class Audit:
                 if heartbeat is not None:
                     self._agreed[partition] = heartbeat
                     self._findings.compared["states"] += tried.compared.pop("states", 0)
-            if len(self._agreed) == len(self._partitions) or not await _pause(deadline_s):
+            if len(self._agreed) == len(self._partitions) or not await pause(deadline_s):
                 break
         self._findings.take(tried)
         if not budgets:
             self._findings.notes.append("no policies: there are no states to compare")
         elif not self._findings.compared["states"] and not tried.count:
             self._findings.add(Kind.NOTHING_COMPARED, "state", "states", "at least one", "none")
-
-    # -- ledger and fates --------------------------------------------------------------------------
-
-    async def _compare_ledger(self) -> dict[int, Coverage]:
-        """Step 6: runs, then every row below the cut, then what differs once more in full."""
-        recount, topic = self._recount, self._kafka.topics.events
-        manifests = await asyncio.to_thread(lambda: list(self._ledger.manifests()))
-        await self._counting.to_present()
-        coverage = compare_manifests(self._findings, recount, manifests)
-        suspects = await asyncio.to_thread(
-            lambda: compare_rows(
-                self._findings, recount, topic, self._ledger.row_digests(), self._cuts
-            )
-        )
-        places = {(s.partition, s.offset) for s in suspects.first if s.topic == topic}
-        known = {
-            (partition, offset) for partition, offset in places if partition in recount.counts
-            and recount.counts[partition].accepted.find(offset) is not None
-        }  # fmt: skip
-        expected = {
-            (record.partition, record.offset): recount.row_of(record) or {}
-            for record in await self._kafka.events_at(known)
-        }
-        found = await asyncio.to_thread(self._ledger.rows_at, suspects.first)
-        add_suspects(self._findings, recount, suspects, expected, found)
-        return coverage
-
-    async def _compare_fates(self) -> None:
-        since_ms = parse_ms(self._epoch.created_at) if self._epoch.epoch > 1 else 0
-        refusals = [refusal async for refusal in self._kafka.refusals(since_ms)]
-        compare_refusals(self._findings, self._recount, refusals, self._cuts)
-        deadline_s = monotonic() + self._wait_s
-        while missing_copies(self._recount, self._cuts) and await _pause(deadline_s):
-            await self._counting.to_present()
-        compare_copies(self._findings, self._recount, self._cuts)
-        await self._compare_blocks()
-
-    async def _compare_blocks(self) -> None:
-        """Reads ``usage.priced`` until its blocks reach the cut."""
-        starts = await self._kafka.priced_starts(self._partitions)
-        chains: dict[int, BlockChain] = {}
-        for partition, count in self._recount.counts.items():
-            is_whole = not starts[partition] and not count.is_cut_off
-            first = self._epoch.starts.get(partition, 0) if is_whole else None
-            chains[partition] = BlockChain(count, partition, first)
-            chains[partition].priced_next_offset = starts[partition]
-        deadline_s = monotonic() + self._wait_s
-        while True:
-            await self._counting.to_present()
-            places = {p: chain.priced_next_offset for p, chain in chains.items()}
-            async for priced_offset, block in self._kafka.blocks(self._epoch.epoch, places):
-                if block.next_offset > self._recount.counts[block.partition].next_offset:
-                    await self._counting.to_present()
-                chains[block.partition].feed(self._findings, block, priced_offset)
-            reached = {p: chain.reached or 0 for p, chain in chains.items()}
-            wanted = {p: c for p, c in self._cuts.items() if self._recount.counts[p].records}
-            if _covers(reached, wanted) or not await _pause(deadline_s):
-                break
-        self._add_behind("blocks", wanted, reached)
-        self._ranges["blocks"] = {p: [c.began_at, c.reached] for p, c in chains.items()}
-
-    async def _compare_daily(self, oldest_day: int) -> None:
-        """``usage_daily`` from a day on; asked again while inserts are in flight."""
-        first = day_text(max(oldest_day, 0))
-        self._ranges["usage_daily from"] = first
-        found = await asyncio.to_thread(self._ledger.daily_differences, first)
-        for _ in range(DAILY_TRIES):
-            if not found:
-                break
-            await asyncio.sleep(POLL_S)
-            found = await asyncio.to_thread(self._ledger.daily_differences, first)
-        self._findings.compared["usage_daily rows"] += await asyncio.to_thread(
-            self._ledger.daily_count, first
-        )
-        for place, amounts in found:
-            day = place.pop("date")
-            named = ", ".join(f"{name} {value}" for name, value in place.items() if value)
-            self._findings.add(
-                Kind.DAILY_CHANGED, "daily", named, "the sum of usage_ledger", "another",
-                subject=f"port:{place['port_id']}", day=_day_number(day), amounts=amounts,
-            )  # fmt: skip
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -343,46 +242,6 @@ class Audit:
         if not compared["ledger rows"] + compared["rejected"] + compared["cells"]:
             findings.add(Kind.NOTHING_COMPARED, "log", "events to compare", "at least one", "none")
 
-    def _report(
-        self, positions: Positions, coverage: Mapping[int, Coverage], seconds: float
-    ) -> AuditReport:
-        counts, findings = self._recount.counts, self._findings
-        fates = Counter[str]()
-        totals = Counter[str]()
-        for partition, count in counts.items():
-            below = count.fates_below(self._cuts[partition])
-            totals["unpriced"] += below.pop("unpriced")
-            fates.update(below)
-            totals.update(_totals(count, self._cuts[partition]))
-        return AuditReport(
-            findings.count,
-            {str(kind): number for kind, number in sorted(findings.by_kind.items())},
-            findings.differences,
-            self._epoch.epoch,
-            {
-                "events in Kafka": {
-                    p: [positions.starts[p], c.next_offset] for p, c in counts.items()
-                },
-                "counted again from": {p: c.counts_from for p, c in counts.items()},
-                "with the ledger only": {
-                    p: [self._epoch.starts.get(p, 0), c.counts_from]
-                    for p, c in counts.items()
-                    if c.is_cut_off
-                },
-                "cut": dict(self._cuts),
-                "states through": {p: dict(h.through) for p, h in sorted(self._agreed.items())},
-                "ledger": {p: list(covered) for p, covered in sorted(coverage.items())},
-                **self._ranges,
-            },
-            dict(findings.compared),
-            dict(fates),
-            _reasons(counts, self._cuts),
-            dict(totals),
-            findings.notes,
-            self._recount.records,
-            round(seconds, 3),
-        )
-
 
 def _note_of_older(epoch: Epoch, ids: int) -> list[str]:
     if epoch.epoch == 1:
@@ -391,38 +250,3 @@ def _note_of_older(epoch: Epoch, ids: int) -> list[str]:
         f"epoch {epoch.epoch}: what older logs counted, {ids} ids that can still make a duplicate "
         "included, was taken from the ledger"
     ]
-
-
-def _totals(count: PartitionCount, cut: int) -> dict[str, int]:
-    if cut < count.cells.settled_to:
-        return {}
-    found = Counter[str]()
-    for (scope, _), cell in count.cells.below(cut).items():
-        if scope == "all":
-            found.update({"requests": cell[0], "tokens": cell[1], "cost_nano": cell[2]})
-    return found
-
-
-def _reasons(counts: Mapping[int, PartitionCount], cuts: Offsets) -> dict[str, int]:
-    found = Counter(
-        REASONS[count.rejected.note(at)]
-        for partition, count in counts.items()
-        for at in range(count.rejected.below(cuts[partition]))
-    )
-    return dict(sorted(found.items()))
-
-
-def _day_number(day: Any) -> int:
-    return day.toordinal() - 719_163
-
-
-def _covers(reached: Offsets, wanted: Offsets) -> bool:
-    return all(reached.get(partition, 0) >= offset for partition, offset in wanted.items())
-
-
-async def _pause(deadline_s: float) -> bool:
-    """Waits a moment; False when the time is up."""
-    if monotonic() >= deadline_s:
-        return False
-    await asyncio.sleep(POLL_S)
-    return True

@@ -29,7 +29,8 @@ from pipeline.audit.recount.rows import canonical
 from pipeline.audit.recount.rules import Rules
 from pipeline.audit.recount.states import days_of
 from pipeline.audit.rows import RowDigest, add_suspects, compare_rows
-from pipeline.audit.states import ScopeSums, StateLog, StateRecord, compare_claims, compare_home
+from pipeline.audit.state_log import StateLog, StateRecord
+from pipeline.audit.states import ScopeSums, compare_claims, compare_home
 from pipeline.audit.tables import Opening, Table, compare_table
 from pipeline.core.accounts import Accounts
 from pipeline.core.budgets import Heartbeat, heartbeat_json, heartbeat_key, state_json

@@ -1,29 +1,38 @@
-"""The audit and the demo on real parts: what agrees passes, what is spoilt is found."""
+"""The audit on real parts: what agrees passes, also in traffic; whatever is spoilt is found."""
 
 import asyncio
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-from pipeline.audit.run import run_audit
-from pipeline.core.policies import policy_from_object
-from pipeline.kafka import client_kwargs
-from pipeline.ledger.client import open_writer
-from pipeline.ops.deployment import Deployment
-from pipeline.settings import Settings, load_settings
-from pipeline.stream.policy_log import write_policies
-from pipeline.stream.topics import Topics
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.structs import TopicPartition
+from clickhouse_connect.driver.client import Client
+
+from pipeline.audit.differences import Kind
+from pipeline.audit.fates import Block, Refusal
+from pipeline.audit.kafka_side import Decisions, KafkaSide
+from pipeline.audit.ledger_side import LedgerSide
+from pipeline.audit.report import AuditReport
+from pipeline.audit.run import Audit, run_audit
+from pipeline.audit.state_log import StateLog, StateRecord
+from pipeline.audit.tables import Table
+from pipeline.ledger.client import LedgerAddress, connect, ledger_reader
 from producers.kafka import Publisher
 from producers.simulator import simulate, steady
+from tests.e2e.metering import Metering
 
 DEMO_TIMEOUT_S = 170.0
-ONE_ROW = (
-    "SELECT * FROM ledger_entries FINAL WHERE source_partition = 1 ORDER BY source_offset LIMIT 1"
-)
+DAY_EVENTS = 1_500
+PER_SECOND = 500
+TRAFFIC_S = 60
 
 
 def processes_that_mention(text: str) -> Iterator[str]:
@@ -59,99 +68,371 @@ def test_demo_agrees_to_the_last_nano_and_leaves_nothing(tmp_path: Path) -> None
     assert list(processes_that_mention(str(tmp_path))) == []
 
 
-def embedded(data_dir: Path) -> Settings:
-    """Settings for everything embedded, on free ports."""
-    ports = {f"TALLYPORT_{name}_PORT": "0" for name in ("KAFKA", "LEDGER", "API")}
-    return load_settings({**ports, "TALLYPORT_DATA_DIR": str(data_dir)}, None)
+# -- one deployment that agrees, for everything below ----------------------------------------------
 
 
-async def send_day(settings: Settings, seed: int) -> None:
-    sent = simulate(seed, 1_500, datetime.now(UTC), partitions=settings.partition_count)
-    topic = Topics(settings.topic_prefix).events
-    async with Publisher(client_kwargs(settings), topic) as publisher:
+async def send_day(metering: Metering, seed: int) -> None:
+    sent = simulate(seed, DAY_EVENTS, datetime.now(UTC), partitions=metering.partitions)
+    async with Publisher(metering.client, metering.topics.events) as publisher:
         for one in sent:
             await publisher.send(one.value, one.key, one.headers, one.partition)
         await publisher.flush()
         assert (publisher.sent, publisher.failed) == (len(sent), 0)
 
 
-async def send_steadily(settings: Settings, seconds: float) -> None:
-    topic = Topics(settings.topic_prefix).events
-    async with Publisher(client_kwargs(settings), topic) as publisher:
-        pairs = list(steady(int(seconds * 400), seed=9, end=datetime.now(UTC)))
-        for at in range(0, len(pairs), 20):
-            await publisher.send_many(pairs[at : at + 20])
-            await asyncio.sleep(0.05)
-        await publisher.flush()
+async def _deploy(metering: Metering) -> None:
+    await metering.prepare()
+    await metering.start()
+    empty = await run_audit(metering.settings, wait_s=2)
+    assert Kind.NOTHING_COMPARED in {d.kind for d in empty.differences}
+    await metering.set_policy(scope="all", unit="cost", period="month", hard_cap="1")
+    await metering.set_policy(scope="user:*", unit="tokens", period="day", soft_cap=5_000)
+    await send_day(metering, 1)
+    whole = await run_audit(metering.settings)
+    assert whole.ok, whole.lines()
+    assert min(whole.compared.values()) > 0, whole.compared
 
 
-async def test_audit_finds_what_is_spoilt(tmp_path: Path) -> None:
-    async with Deployment(embedded(tmp_path)) as deployment:
-        settings = deployment.settings
-        empty = await run_audit(settings, wait_s=2)
-        assert "events to compare" in [d.what for d in empty.differences]
-
-        topics = Topics(settings.topic_prefix)
-        bodies = (
-            {"scope": "all", "unit": "cost", "period": "month", "hard_cap": "1"},
-            {"scope": "user:*", "unit": "tokens", "period": "day", "soft_cap": 5_000},
-        )
-        policies = [policy_from_object(body) for body in bodies]
-        await write_policies(client_kwargs(settings), topics, "test", policies)
-        await send_day(settings, 1)
-        whole = await run_audit(settings)
-        assert whole.ok, whole.lines()
-        assert min(whole.compared.values()) > 0
-
-        # In traffic: what moves on while it is read is no difference.
-        traffic = asyncio.create_task(send_steadily(settings, 12))
-        await asyncio.sleep(2)
-        moving = await run_audit(settings)
-        await traffic
-        assert moving.ok, moving.lines()
-
-        await _spoil_the_ledger(settings)
-
-        deployment.children["sink"].terminate()
-        deployment.children["sink"].stop(15)
-        await send_day(settings, 2)
-        behind = await run_audit(settings, wait_s=3)
-        assert {d.part for d in behind.differences} == {"ledger"}
-        assert any("not everything" in d.what for d in behind.differences)
-        deployment.launch("sink")
-        await deployment.wait_ready("sink")
-        caught_up = await run_audit(settings)
-        assert caught_up.ok, caught_up.lines()
-
-
-async def _spoil_the_ledger(settings: Settings) -> None:
-    """One nano too many, then a row too few; each is found, and mended again."""
-    ledger = await asyncio.to_thread(open_writer, settings)
+@pytest.fixture(scope="module")
+def deployed(
+    kafka: str,
+    module_ledger: LedgerAddress,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Metering]:
+    """Worker and sink that run, a day of usage, and an audit that agrees."""
+    metering = Metering(kafka, module_ledger, tmp_path_factory.mktemp("audit"))
     try:
-        found = ledger.query(ONE_ROW)
-        names, row = found.column_names, list(found.result_rows[0])
-        port, event_id = row[names.index("port_id")], row[names.index("event_id")]
-        cost = names.index("cost_nano")
-        right = row[cost]
-        row[cost] = (right or 0) + 1
-        ledger.insert("ledger_entries", [row], column_names=names)
-        dearer = await run_audit(settings)
-        assert [(d.partition, d.subject, d.what) for d in dearer.differences] == [
-            (1, f"port:{port} event {event_id}", "cost_nano")
-        ]
-        assert right is None or dearer.differences[0].by == 1
-
-        ledger.command(
-            "ALTER TABLE ledger_entries DELETE WHERE port_id = {port:String} "
-            "AND event_id = {event:String} SETTINGS mutations_sync = 2",
-            parameters={"port": port, "event": event_id},
-        )
-        fewer = await run_audit(settings)
-        assert [(d.subject, d.by) for d in fewer.differences] == [
-            (f"port:{port} event {event_id}", -1)
-        ]
-        row[cost] = right
-        ledger.insert("ledger_entries", [row], column_names=names)
-        assert (await run_audit(settings)).ok
+        asyncio.run(_deploy(metering))
+        yield metering
     finally:
-        ledger.close()
+        metering.end_all()
+
+
+@pytest.fixture
+def ledger(deployed: Metering) -> Iterator[Client]:
+    """A client that may write."""
+    client = connect(deployed.ledger)
+    yield client
+    client.close()
+
+
+# -- the ledger spoilt -----------------------------------------------------------------------------
+
+Row = dict[str, Any]
+Change = Callable[[Row], Row | None]
+"""What stands in the ledger instead of a row; None for nothing."""
+
+ROW_CHANGES: dict[str, tuple[Kind, Change]] = {
+    "row": (Kind.ROW_MISSING, lambda row: None),
+    "cost_nano": (Kind.ROW_CHANGED, lambda row: {**row, "cost_nano": row["cost_nano"] + 1}),
+    "occurred_at_us": (
+        Kind.ROW_CHANGED,
+        lambda row: {**row, "occurred_at": row["occurred_at"] - timedelta(days=1)},
+    ),
+    "recorded_at_ms": (
+        Kind.ROW_CHANGED,
+        lambda row: {**row, "recorded_at": row["recorded_at"] + timedelta(milliseconds=1)},
+    ),
+    "user_id": (Kind.ROW_CHANGED, lambda row: {**row, "user_id": "somebody-else"}),
+    "rate_id": (Kind.ROW_CHANGED, lambda row: {**row, "rate_id": "another"}),
+    "currency": (Kind.ROW_CHANGED, lambda row: {**row, "currency": "EUR"}),
+    "price_status": (Kind.ROW_CHANGED, lambda row: {**row, "price_status": "free"}),
+    "estimated": (Kind.ROW_CHANGED, lambda row: {**row, "estimated": True}),
+    "tags": (Kind.ROW_CHANGED, lambda row: {**row, "tags": {"a": "b"}}),
+    "entry_no": (Kind.ROW_CHANGED, lambda row: {**row, "entry_no": 3}),
+    "service": (Kind.ROW_CHANGED, lambda row: {**row, "service": "other"}),
+}
+
+
+def delete_row(ledger: Client, row: Row) -> None:
+    ledger.command(
+        "ALTER TABLE ledger_entries DELETE WHERE port_id = {port:String} "
+        "AND event_id = {event:String} SETTINGS mutations_sync = 2",
+        parameters={"port": row["port_id"], "event": row["event_id"]},
+    )
+
+
+def insert_row(ledger: Client, row: Row) -> None:
+    ledger.insert("ledger_entries", [list(row.values())], column_names=list(row))
+
+
+async def test_each_changed_row_of_the_ledger_is_found(deployed: Metering, ledger: Client) -> None:
+    found = ledger.query(
+        "SELECT * FROM ledger_entries FINAL WHERE epoch = 1 AND cost_nano > 0 AND NOT estimated "
+        "AND tags = map() AND source_partition = 1 ORDER BY source_offset LIMIT 40"
+    )
+    rows = [dict(zip(found.column_names, row, strict=True)) for row in found.result_rows]
+    rows = rows[:: len(rows) // (len(ROW_CHANGES) + 1)]
+    twice = {**rows[-1], "event_id": "a copy"}
+    for row, (_, change) in zip(rows, ROW_CHANGES.values(), strict=False):
+        delete_row(ledger, row)
+        if (changed := change(row)) is not None:
+            insert_row(ledger, changed)
+    insert_row(ledger, twice)
+    report = await run_audit(deployed.settings)
+    delete_row(ledger, twice)
+    for row in rows:
+        delete_row(ledger, row)
+        insert_row(ledger, row)
+
+    seen = {(d.kind, d.offset): d for d in report.differences if d.part == "ledger"}
+    for row, (what, (kind, _)) in zip(rows, ROW_CHANGES.items(), strict=False):
+        difference = seen.pop((kind, row["source_offset"]))
+        assert what in difference.what, difference.line
+        assert difference.partition == 1
+        assert difference.subject == f"port:{row['port_id']} event {row['event_id']}"
+        assert difference.day == row["occurred_at"].date().isoformat()
+        if what == "cost_nano":
+            assert difference.amounts == {"cost_nano": 1}
+        if kind is Kind.ROW_MISSING:
+            assert difference.amounts["cost_nano"] == -row["cost_nano"]
+    assert [(d.kind, d.offset) for d in seen.values()] == [
+        (Kind.ROW_TWICE, rows[-1]["source_offset"])
+    ]
+    assert not report.ok
+
+
+async def test_a_hole_in_the_manifests_is_found(deployed: Metering, ledger: Client) -> None:
+    found = ledger.query("SELECT * FROM sink_manifests FINAL ORDER BY partition DESC LIMIT 1")
+    run = dict(zip(found.column_names, found.result_rows[0], strict=True))
+    ledger.command(
+        "ALTER TABLE sink_manifests DELETE WHERE partition = {p:UInt32} "
+        "AND first_offset = {first:Int64} SETTINGS mutations_sync = 2",
+        parameters={"p": run["partition"], "first": run["first_offset"]},
+    )
+    report = await run_audit(deployed.settings, wait_s=1)
+    ledger.insert("sink_manifests", [list(run.values())], column_names=list(run))
+    found_kinds = {(d.kind, d.partition) for d in report.differences}
+    assert found_kinds & {(Kind.MANIFEST_GAP, run["partition"]), (Kind.BEHIND, run["partition"])}
+
+
+async def test_a_changed_row_of_usage_daily_is_found(deployed: Metering, ledger: Client) -> None:
+    right = str(ledger.query("SHOW CREATE VIEW usage_daily").first_row[0])  # type: ignore[index]
+    ledger.command(right.replace("CREATE VIEW", "CREATE OR REPLACE VIEW", 1).replace(
+        "usage_daily", "usage_daily_right", 1))  # fmt: skip
+    ledger.command(
+        "CREATE OR REPLACE VIEW usage_daily AS SELECT * REPLACE "
+        "(if(port_id = 'harbor-7', requests + 1, requests) AS requests) FROM usage_daily_right"
+    )
+    report = await run_audit(deployed.settings)
+    ledger.command(right.replace("CREATE VIEW", "CREATE OR REPLACE VIEW", 1))
+    ledger.command("DROP VIEW usage_daily_right")
+    assert {(d.kind, d.subject) for d in report.differences} == {
+        (Kind.DAILY_CHANGED, "port:harbor-7")
+    }
+    assert all(d.amounts == {"requests": 1} and d.day for d in report.differences)
+
+
+# -- what Kafka holds, spoilt on its way to the audit ----------------------------------------------
+
+
+class CellOneMore(KafkaSide):
+    async def table(self, partition: int) -> Table:
+        table = await super().table(partition)
+        if partition != 1:
+            return table
+        (scope, day), cell = min((k, c) for k, c in table.cells.items() if k[0] > "port:")
+        changed = {**table.cells, (scope, day): (cell[0] + 1, *cell[1:])}
+        return replace(table, cells=changed)
+
+
+class PartitionSkipped(KafkaSide):
+    async def table(self, partition: int) -> Table:
+        table = await super().table(partition)
+        none = dict.fromkeys(table.counts, 0)
+        return table if partition != 1 else replace(table, cells={}, counts=none)
+
+
+class TableStandsStill(KafkaSide):
+    async def table(self, partition: int) -> Table:
+        table = await super().table(partition)
+        return table if partition != 1 else Table(1, 0, {}, {})
+
+
+class RulesMissing(KafkaSide):
+    async def decisions(self, epoch: int) -> Decisions:
+        found = await super().decisions(epoch)
+        found.rules.pop(1)
+        return found
+
+
+class AnotherBook(KafkaSide):
+    async def decisions(self, epoch: int) -> Decisions:
+        found = await super().decisions(epoch)
+        found.rules[1] = [rules._replace(book="0" * 64) for rules in found.rules[1]]
+        return found
+
+
+class RefusalMissing(KafkaSide):
+    async def refusals(self, since_ms: int) -> AsyncIterator[Refusal]:
+        lost = False
+        async for refusal in super().refusals(since_ms):
+            if refusal.partition == 1 and not lost:
+                lost = True
+                continue
+            yield refusal
+
+
+class BlockMissing(KafkaSide):
+    async def blocks(
+        self, epoch: int, start: Mapping[int, int]
+    ) -> AsyncIterator[tuple[int, Block]]:
+        lost = False
+        async for offset, block in super().blocks(epoch, start):
+            if block.partition == 1 and not lost and block.first_offset == 0:
+                lost = True
+                continue
+            yield offset, block
+
+
+class SpoiltStates(KafkaSide):
+    """Every record of ``budget.state`` goes through ``spoil``, which gives what stands there."""
+
+    def spoil(self, partition: int, record: StateRecord) -> list[StateRecord]:
+        return [record]
+
+    async def read_states(self, logs: Mapping[int, StateLog]) -> None:
+        whole = {p: _Listening(p, log) for p, log in logs.items()}
+        await super().read_states(whole)
+        for partition, listening in whole.items():
+            for record in listening.heard:
+                logs[partition].feed(self.spoil(partition, record))
+
+
+class _Listening(StateLog):
+    def __init__(self, partition: int, log: StateLog) -> None:
+        super().__init__(partition)
+        self.next_offset = log.next_offset
+        self.heard: list[StateRecord] = []
+
+    def feed(self, records: Any) -> None:
+        self.heard += records
+
+
+class StateOneVersionOld(SpoiltStates):
+    """The last state of ``all`` was never written: the one before it stands there."""
+
+    last: StateRecord | None = None
+
+    def spoil(self, partition: int, record: StateRecord) -> list[StateRecord]:
+        if record.key != b"all|cost|month":
+            return [record]
+        before, self.last = self.last, record
+        return [] if before is None else [before._replace(offset=record.offset)]
+
+
+class VersionFalls(SpoiltStates):
+    def spoil(self, partition: int, record: StateRecord) -> list[StateRecord]:
+        if record.key != b"all|cost|month" or record.value is None:
+            return [record]
+        body = {**json.loads(record.value), "version": 1}
+        return [record, record._replace(value=json.dumps(body).encode()), record]
+
+
+class HeartbeatTooFar(SpoiltStates):
+    def spoil(self, partition: int, record: StateRecord) -> list[StateRecord]:
+        if record.key != b"!heartbeat|1":
+            return [record]
+        body = json.loads(record.value or b"")
+        body["through"]["1"] += 10_000
+        return [record._replace(value=json.dumps(body).encode()), record]
+
+
+class StateMissing(SpoiltStates):
+    def spoil(self, partition: int, record: StateRecord) -> list[StateRecord]:
+        return [] if record.key == b"all|cost|month" else [record]
+
+
+async def audit_spoilt(deployed: Metering, side: type[KafkaSide]) -> AuditReport:
+    kafka = side(deployed.client, deployed.topics)
+    epoch = await kafka.epoch()
+    with ledger_reader(deployed.settings) as client:
+        ledger = LedgerSide(client, deployed.topics.events, epoch.epoch)
+        return await Audit(kafka, ledger, epoch, 1.5).run()
+
+
+@pytest.mark.parametrize(
+    ("side", "kind", "partition"),
+    [
+        (CellOneMore, Kind.TABLE_CELL, 1),
+        (PartitionSkipped, Kind.TABLE_CELL, 1),
+        (TableStandsStill, Kind.BEHIND, 1),
+        (RulesMissing, Kind.RULES_MISSING, 1),
+        (AnotherBook, Kind.NOT_VERIFIABLE, 1),
+        (RefusalMissing, Kind.REFUSAL_MISSING, 1),
+        (BlockMissing, Kind.BLOCK_GAP, 1),
+        (StateOneVersionOld, Kind.STATE_CHANGED, None),
+        (StateMissing, Kind.STATE_MISSING, None),
+        (VersionFalls, Kind.STATE_VERSION, None),
+        (HeartbeatTooFar, Kind.HEARTBEAT_AHEAD, 1),
+    ],
+)
+async def test_what_is_spoilt_in_kafka_is_found(
+    deployed: Metering, side: type[KafkaSide], kind: Kind, partition: int | None
+) -> None:
+    report = await audit_spoilt(deployed, side)
+    found = [d for d in report.differences if d.kind is kind]
+    assert found, report.lines()
+    if partition is not None:
+        assert {d.partition for d in found} == {partition}
+    if kind is Kind.TABLE_CELL:
+        assert all(d.day and d.subject and d.amounts for d in found)
+    if kind is Kind.STATE_CHANGED:
+        assert found[0].subject == "all|cost|month"
+
+
+# -- in traffic, behind, and cut off ---------------------------------------------------------------
+
+
+async def send_steadily(metering: Metering) -> None:
+    pairs = list(steady(PER_SECOND * TRAFFIC_S, seed=9, end=datetime.now(UTC)))
+    async with Publisher(metering.client, metering.topics.events) as publisher:
+        for at in range(0, len(pairs), 25):
+            await publisher.send_many(pairs[at : at + 25])
+            await asyncio.sleep(25 / PER_SECOND)
+
+
+async def test_three_audits_in_a_row_agree_in_traffic(deployed: Metering) -> None:
+    traffic = asyncio.create_task(send_steadily(deployed))
+    await asyncio.sleep(1)
+    reached = 0
+    try:
+        for _ in range(3):
+            report = await run_audit(deployed.settings)
+            assert report.ok, report.lines()
+            assert not traffic.done()
+            assert sum(report.ranges["cut"].values()) > reached
+            reached = sum(report.ranges["cut"].values())
+    finally:
+        traffic.cancel()
+        await asyncio.wait([traffic])
+
+
+async def test_a_ledger_that_is_behind_is_named(deployed: Metering) -> None:
+    sink = next(part for part in deployed.parts if part.name == "sink")
+    assert await sink.stopped() == 0
+    await send_day(deployed, 2)
+    behind = await run_audit(deployed.settings, wait_s=2)
+    assert (Kind.BEHIND, "ledger") in {(d.kind, d.part) for d in behind.differences}
+    await deployed.launch("sink").wait_ready()
+    caught_up = await run_audit(deployed.settings)
+    assert caught_up.ok, caught_up.lines()
+
+
+async def test_where_kafka_has_deleted_events_the_ledger_counts(deployed: Metering) -> None:
+    """Last: the log of this deployment begins later from here on."""
+    admin = AIOKafkaAdminClient(**deployed.client)
+    await admin.start()
+    try:
+        places = {TopicPartition(deployed.topics.events, p): 400 for p in range(2)}
+        await admin.delete_records({tp: RecordsToDelete(o) for tp, o in places.items()})
+    finally:
+        await admin.close()
+    report = await run_audit(deployed.settings)
+    assert report.ok, report.lines()
+    assert report.ranges["events in Kafka"][1][0] == 400
+    assert report.ranges["with the ledger only"][1][1] > 400
+    assert report.compared["cells"] > 100
+    assert report.compared["states"] > 10
+    spoilt = await audit_spoilt(deployed, CellOneMore)
+    assert [d.kind for d in spoilt.differences] == [Kind.TABLE_CELL]
