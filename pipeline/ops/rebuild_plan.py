@@ -121,14 +121,13 @@ async def make_plan(
     if not resumed:
         epoch = msgspec.structs.replace(epoch, starts=_starts(held_ends, remains.events))
     unread_ms = await first_timestamps_ms(client, topics.events, epoch.starts, remains.events)
-    marks_ms = dict.fromkeys(range(epoch.partitions), newest_ms)
-    ids_from_ms = newest_ms - settings.dedupe_days * DAY_MS
+    marks_ms = {p: min(newest_ms, unread_ms.get(p, newest_ms)) for p in range(epoch.partitions)}
+    # What waits there may be of an earlier time than the newest entry.
+    ids_from_ms = min([newest_ms, *unread_ms.values()]) - settings.dedupe_days * DAY_MS
     if kept:
         found_ms = await asyncio.to_thread(watermarks_ms, ledger, topics.events, kept)
-        marks_ms = {p: min(found_ms.get(p, 0), newest_ms) for p in marks_ms}
-        # What waits there may be of an earlier time, and forwarded records of an earlier one yet.
-        earliest_ms = min([newest_ms, *unread_ms.values()])
-        ids_from_ms = earliest_ms - (settings.dedupe_days + 1) * DAY_MS
+        marks_ms = {p: min(mark_ms, found_ms.get(p, 0)) for p, mark_ms in marks_ms.items()}
+        ids_from_ms -= DAY_MS  # forwarded records may be of an earlier time yet
     registers = await asyncio.to_thread(_registers, ledger, epoch, older, topics, remains)
     return Plan(
         epoch=epoch,
