@@ -176,6 +176,35 @@ async def _http(events: int, rounds: int, seconds: int) -> dict[str, object]:
     return found.to_json()
 
 
+@bench.command()
+@click.option(
+    "--rate",
+    type=click.IntRange(1),
+    default=_RATES[-1],
+    show_default=True,
+    help="Events per second beside the probes.",
+)
+@click.option(
+    "--seconds",
+    type=click.IntRange(5),
+    default=_SECONDS,
+    show_default=True,
+    help="How long the load is sent.",
+)
+@as_json
+def sdk(rate: int, seconds: int, json_wanted: bool) -> None:
+    """What the SDK costs a service, and how soon a budget stops it in another process."""
+    _show({"sdk": run_async(_sdk(rate, seconds))}, json_wanted)
+
+
+async def _sdk(rate: int, seconds: int) -> dict[str, object]:
+    from pipeline.bench.sdk import run
+
+    with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
+        own = _own_settings(settings(), Path(folder))
+        return await run(own, rate, seconds, lambda line: click.echo(line, err=True))
+
+
 async def _stream(events: int, rounds: int) -> dict[str, object]:
     from pipeline.bench.stream import run
 
@@ -233,6 +262,9 @@ def _show(found: dict[str, Any], json_wanted: bool) -> None:
         print_table([{name: f"{value:.0f}" for name, value in row.items()} for row in rounds],
                     ("producer", "http"))  # fmt: skip
         print_table([found["http"]], tuple(found["http"]))
+    if "sdk" in found:
+        for name, figures in found["sdk"].items():
+            click.echo(f"{name}: {figures}")
     if "recovery" in found:
         print_table([found["recovery"]], tuple(found["recovery"]))
     if "rebuild" in found:

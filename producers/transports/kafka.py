@@ -180,6 +180,8 @@ class KafkaTransport:
         partitions = self._partitions(consumer, state)
         log = _Rates(prices, RateLog(self._currency), self._price_lead_s)
         begin = partial(self._kafka.TopicPartition, offset=self._kafka.OFFSET_BEGINNING)
+        # Where partitions end now; a partition that never rests has no end of its own to wait for.
+        ends = [self._end(consumer, state, number) for number in range(partitions)]
         gate.begin(partitions)
         consumer.assign([*(begin(state, number) for number in range(partitions)), begin(rates, 0)])
         unread = set(range(partitions))
@@ -194,14 +196,22 @@ class KafkaTransport:
                     raise Unavailable(f"Kafka: {error.str()}")
                 if message.topic() == rates:
                     log.read_to_end()
-                elif unread:
-                    unread.discard(message.partition())
-                    if not unread:
-                        gate.caught_up()
+                    continue
+                is_at_end = True
             elif message.topic() == rates:
                 log.take(message)
+                continue
             else:
                 gate.take(message.partition(), message.key() or b"", message.value())
+                is_at_end = message.offset() + 1 >= ends[message.partition()]
+            if unread and is_at_end:
+                unread.discard(message.partition())
+                if not unread:
+                    gate.caught_up()
+
+    def _end(self, consumer: Any, topic: str, partition: int) -> int:
+        place = self._kafka.TopicPartition(topic, partition)
+        return consumer.get_watermark_offsets(place, timeout=METADATA_S)[1]
 
     def _partitions(self, consumer: Any, topic: str) -> int:
         found = consumer.list_topics(topic, timeout=METADATA_S).topics[topic]
