@@ -11,6 +11,7 @@ from pipeline.core.errors import ConfigurationError, TallyportError
 _FIRST, _LAST = 20_000, 32_000
 _ATTEMPTS = 200
 _generator = random.SystemRandom()
+_given: set[int] = set()
 
 
 def port_is_free(host: str, port: int) -> bool:
@@ -29,10 +30,11 @@ def port_is_free(host: str, port: int) -> bool:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port nobody listens on."""
+    """A port nobody listens on, and that was not given before: whoever asked may bind it late."""
     for _ in range(_ATTEMPTS):
         port = _generator.randint(_FIRST, _LAST)
-        if port_is_free(host, port):
+        if port not in _given and port_is_free(host, port):
+            _given.add(port)
             return port
     raise TallyportError(f"found no free port on {host} between {_FIRST} and {_LAST}")
 

@@ -201,6 +201,11 @@ def test_a_free_port_is_free() -> None:
     assert port_is_free("127.0.0.1", free_port())
 
 
+def test_no_port_is_given_twice() -> None:
+    ports = [free_port() for _ in range(500)]
+    assert len(set(ports)) == len(ports)
+
+
 def _runs(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
