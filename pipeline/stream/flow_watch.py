@@ -16,6 +16,8 @@ from pipeline.stream.flow import Flow
 from pipeline.stream.transport import SliceConsumer
 
 GIVE_UP_S = 60.0
+# Three times what a transaction may last: the broker has ended it long before.
+FLUSH_GIVE_UP_S = 30.0
 BROKER_GIVE_UP_S = 120.0
 
 
@@ -58,7 +60,7 @@ def watch_worker(
     dog.watch(
         "group", of_fetching(lambda c: group_pulse(c, "the worker's group")), BROKER_GIVE_UP_S
     )
-    dog.watch("flush", flush_look(flow), GIVE_UP_S)
+    dog.watch("flush", flush_look(flow), FLUSH_GIVE_UP_S)
     dog.watch("input", input_look(flow), BROKER_GIVE_UP_S)
     dog.watch("rates", rates_look(rates), BROKER_GIVE_UP_S, restart_helps=False)
     dog.watch("policies", policies_look(flow), BROKER_GIVE_UP_S, restart_helps=False)
