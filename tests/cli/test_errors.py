@@ -173,7 +173,7 @@ def test_the_api_lives_without_kafka_and_says_so(
         assert ready.status_code == 503
         assert "Kafka" in ready.json()["problems"][0]
         assert client.get("/health/pipeline").status_code == 503
-        assert "tallyport_events_accepted_total" in client.get("/metrics").text
+        assert "tallyport_source_lag_records" in client.get("/metrics").text
         assert client.get("/health/live", headers={"Host": "evil.example"}).status_code == 403
         assert client.get("/health/live", headers={"Origin": "http://x"}).status_code == 403
         assert client.get("/health/live", headers={"Origin": url}).status_code == 200
