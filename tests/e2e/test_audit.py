@@ -25,6 +25,7 @@ from pipeline.audit.run import Audit, run_audit
 from pipeline.audit.state_log import StateLog, StateRecord
 from pipeline.audit.tables import Table
 from pipeline.ledger.client import LedgerAddress, connect, ledger_reader
+from pipeline.ops.rebuild import rebuild
 from producers.kafka import Publisher
 from producers.simulator import simulate, steady
 from tests.e2e.metering import Metering
@@ -417,6 +418,27 @@ async def test_a_ledger_that_is_behind_is_named(deployed: Metering) -> None:
     await deployed.launch("sink").wait_ready()
     caught_up = await run_audit(deployed.settings)
     assert caught_up.ok, caught_up.lines()
+
+
+async def test_after_a_rebuild_older_logs_count_by_the_ledger(deployed: Metering) -> None:
+    new = deployed.elsewhere(partitions=2)
+    try:
+        await new.prepare()
+        await rebuild(new.settings)
+        await new.start()
+        restored = await run_audit(new.settings)
+        assert restored.ok, restored.lines()
+        assert restored.compared["cells"] > 100
+        assert restored.compared["states"] > 10
+        await send_day(new, 1)
+        repeated = await run_audit(new.settings)
+        assert repeated.ok, repeated.lines()
+        assert repeated.fates["duplicates"] > DAY_EVENTS // 2
+        spoilt = await audit_spoilt(new, CellOneMore)
+        assert [d.kind for d in spoilt.differences] == [Kind.TABLE_CELL]
+        await new.stop()
+    finally:
+        new.end_all()
 
 
 async def test_where_kafka_has_deleted_events_the_ledger_counts(deployed: Metering) -> None:
