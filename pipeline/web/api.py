@@ -175,8 +175,8 @@ def run_api(settings: Settings, tls: Tls | None = None) -> int:
 
 
 def _tune_collector() -> None:
-    # The built-in book is large and stays; what a request makes holds no cycles. Walking through
-    # the former after every 700 of the latter made one request in a hundred wait for 90 ms.
+    # The built-in book is large and stays; what a request makes holds no cycles. There is no use in
+    # walking through the former after every 700 of the latter.
     gc.freeze()
     gc.set_threshold(GC_YOUNG_OBJECTS, 50, 100)
 
