@@ -74,9 +74,10 @@ class LedgerAddress:
 class LedgerProcess:
     """``tallyport ledger-server`` as a process of its own, on a data folder and a free port."""
 
-    def __init__(self, folder: Path, port: int = 0) -> None:
+    def __init__(self, folder: Path, port: int = 0, **settings: str) -> None:
         self.folder = folder
         self.port = port
+        self.settings = settings
         self.process: subprocess.Popen[str] | None = None
         self.address: LedgerAddress | None = None
 
@@ -87,7 +88,8 @@ class LedgerProcess:
             tethered([sys.executable, "-m", "pipeline", "ledger-server"]),
             cwd=ROOT,
             env=outside
-            | {"TALLYPORT_DATA_DIR": str(self.folder), "TALLYPORT_LEDGER_PORT": str(self.port)},
+            | {"TALLYPORT_DATA_DIR": str(self.folder), "TALLYPORT_LEDGER_PORT": str(self.port)}
+            | self.settings,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

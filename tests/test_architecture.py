@@ -41,8 +41,12 @@ FORBIDDEN = {
 ALLOWED = {
     "pipeline.core": {"pipeline.core"},
     "producers": {"pipeline.core"},
-    # The embedded server binds its port and locks its folder as every other server here does.
-    "pipeline.ledger": {*LOG, "pipeline.web.server", "pipeline.ops.folder_lock"},
+    # The embedded server binds its port and locks its folder as every other server here does, and
+    # lets in the holders of API keys.
+    "pipeline.ledger": {
+        *LOG, "pipeline.web.server", "pipeline.ops.folder_lock", "pipeline.web.key_file",
+        "pipeline.web.key_ring",
+    },
 }
 
 # An auditor that shares code with what it audits would share its mistakes.

@@ -86,17 +86,23 @@ def _print_topics(configured: "Settings", json_wanted: bool) -> None:
 @click.option("--check", "check_only", is_flag=True, help="Report only; status 1 when any is due.")
 @as_json
 def migrate(check_only: bool, json_wanted: bool) -> int:
-    """Apply the ledger's migrations that have not been applied yet."""
+    """Apply the ledger's migrations that have not been applied yet.
+
+    Optional ones are applied where the server allows it; the ledger works without them.
+    """
     from pipeline.ledger.client import ledger_address
-    from pipeline.ledger.migrate import migrate_address, pending_at
+    from pipeline.ledger.migrate import left_out_at, migrate_address, pending_at
 
     address = ledger_address(settings(), write=True)
     found = [str(m) for m in (pending_at(address) if check_only else migrate_address(address))]
+    left_out = [] if check_only else [str(m) for m in left_out_at(address)]
     if json_wanted:
-        print_json({"pending" if check_only else "applied": found})
+        print_json({"pending" if check_only else "applied": found, "left_out": left_out})
     else:
         for name in found:
             click.echo(f"{'pending' if check_only else 'applied'} {name}")
+        for name in left_out:
+            click.echo(f"left out {name}: optional, and this user may not manage roles here")
         if not found:
             click.echo("the ledger is up to date")
     return 1 if check_only and found else 0

@@ -31,8 +31,9 @@ MAX_ROWS = 100_000
 @as_json
 def usage(by: str, csv_wanted: bool, json_wanted: bool, **filters: Any) -> None:
     """Show what was used: requests, tokens and cost."""
-    from pipeline.ledger.client import connect, ledger_address, ledger_errors
-    from pipeline.ledger.usage import UsageFilters, dimension, usage_report
+    from pipeline.ledger.client import ledger_reader
+    from pipeline.ledger.filters import UsageFilters, dimension
+    from pipeline.ledger.usage import usage_report
 
     if csv_wanted and json_wanted:
         raise click.UsageError("--csv and --json exclude each other")
@@ -46,13 +47,8 @@ def usage(by: str, csv_wanted: bool, json_wanted: bool, **filters: Any) -> None:
         start=filters["start"],
         end=filters["end"],
     )
-    address = ledger_address(settings())
-    client = connect(address)
-    try:
-        with ledger_errors(address):
-            rows = usage_report(client, wanted, names, MAX_ROWS + 1)
-    finally:
-        client.close()
+    with ledger_reader(settings()) as client:
+        rows = usage_report(client, wanted, names, MAX_ROWS + 1)
     if len(rows) > MAX_ROWS:
         raise TallyportError(
             f"more than {MAX_ROWS} rows: narrow with --from and --to, or split less"

@@ -59,14 +59,6 @@ class Tariff:
     brackets: tuple[tuple[int, Prices], ...] = ()
     minimum_audio_s: int = 0
 
-    def for_input(self, input_tokens: int) -> Prices:
-        """The prices of an event with that many input tokens."""
-        found = self.prices
-        for start, prices in self.brackets:
-            if input_tokens > start:
-                found = prices
-        return found
-
 
 def own_price(prices: Prices, counter: str) -> tuple[str, Fraction] | None:
     """The counter whose price ``counter`` is charged at, and that price; None without one."""

@@ -1,7 +1,7 @@
 """The one way to reach the ledger: where it is, as whom, and what went wrong in one line."""
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from urllib.parse import unquote, urlsplit
@@ -22,6 +22,9 @@ EMBEDDED_WRITER = "tallyport_sink"
 
 CONNECT_TIMEOUT_S = 5
 QUERY_TIMEOUT_S = 60
+
+READ_LIMITS = {"readonly": 2, "max_execution_time": QUERY_TIMEOUT_S, "max_memory_usage": 1 << 30}
+"""What holds for every statement of a reader, also where its user might do more."""
 
 # Errors of the driver reach the caller as exceptions; its own log lines only repeat them.
 logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
@@ -108,11 +111,12 @@ def connect(
     *,
     database: str | None = None,
     query_timeout_s: int = QUERY_TIMEOUT_S,
+    limits: Mapping[str, int] | None = None,
 ) -> Client:
     """A client whose statements run in ``database`` (the address's own one by default).
 
-    One client may be used by several threads. Raises ``LedgerUnreachable``,
-    ``LedgerLoginRefused``, ``LedgerDatabaseMissing`` or ``LedgerError``.
+    ``limits`` are settings of every statement. One client may be used by several threads. Raises
+    ``LedgerUnreachable``, ``LedgerLoginRefused``, ``LedgerDatabaseMissing`` or ``LedgerError``.
     """
     with ledger_errors(address):
         return clickhouse_connect.get_client(
@@ -122,6 +126,7 @@ def connect(
             username=address.user,
             password=address.password,
             database=address.database if database is None else database,
+            settings=dict(limits or {}),
             connect_timeout=CONNECT_TIMEOUT_S,
             send_receive_timeout=query_timeout_s,
             autogenerate_session_id=False,
@@ -131,8 +136,8 @@ def connect(
 
 
 def open_reader(settings: Settings) -> Client:
-    """A client that only reads."""
-    return connect(ledger_address(settings))
+    """A client that only reads, bounded in time and memory, whatever its user may do."""
+    return connect(ledger_address(settings), limits=READ_LIMITS)
 
 
 def open_writer(settings: Settings) -> Client:
@@ -142,9 +147,9 @@ def open_writer(settings: Settings) -> Client:
 
 @contextmanager
 def ledger_reader(settings: Settings) -> Generator[Client]:
-    """A client that only reads, closed at the end; what fails inside becomes ``LedgerError``."""
+    """The same, closed at the end; what fails inside becomes ``LedgerError``."""
     address = ledger_address(settings)
-    client = connect(address)
+    client = open_reader(settings)
     try:
         with ledger_errors(address):
             yield client

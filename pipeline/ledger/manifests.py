@@ -33,7 +33,6 @@ SELECT epoch, next_offset, priced_next_offset FROM sink_manifests
 WHERE topic = {topic:String} AND partition = {partition:UInt32}
 ORDER BY topic DESC, partition DESC, epoch DESC, next_offset DESC LIMIT 1
 """
-_TOPICS = "SELECT DISTINCT topic FROM sink_manifests ORDER BY topic"
 _ROWS_ABOVE = """
 SELECT DISTINCT source_offset FROM ledger_entries
 WHERE epoch = {epoch:UInt32} AND source_topic = {topic:String}
@@ -122,11 +121,6 @@ def write_manifests(client: Client, manifests: Iterable[Manifest], written_at: d
     """Records the runs in one insert, so that either all of them stand or none."""
     rows = [[*(getattr(m, name) for name in _COLUMNS[:-1]), written_at] for m in manifests]
     client.insert("sink_manifests", rows, column_names=_COLUMNS, settings=INSERT_SETTINGS)
-
-
-def source_topics(client: Client) -> list[str]:
-    """The topics that any manifest names."""
-    return [str(topic) for (topic,) in client.query(_TOPICS).result_rows]
 
 
 def last_position(client: Client, topic: str, partition: int) -> Position | None:

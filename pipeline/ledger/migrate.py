@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 
@@ -20,6 +22,9 @@ from pipeline.ledger.client import (
 
 _FILE_NAME = re.compile(r"(\d{4})_(\w+)\.sql")
 _STATEMENT_END = re.compile(r";[ \t]*(?:\n|$)")
+_OPTIONAL = re.compile(r"-- optional: \w")
+_MAY_NOT_MANAGE_USERS = {497, 514}
+"""ACCESS_DENIED, and ACCESS_STORAGE_FOR_INSERTION_NOT_FOUND."""
 _IDENTIFIER = re.compile(r"\w+", re.ASCII)
 
 _CREATE_RECORDS = """
@@ -58,6 +63,11 @@ class Migration:
         parts = (part.strip() for part in _STATEMENT_END.split("\n".join(lines)))
         return [part for part in parts if part]
 
+    @property
+    def is_optional(self) -> bool:
+        """Whether the ledger works without it: it is applied where the server lets us."""
+        return _OPTIONAL.match(self.sql) is not None
+
     def __str__(self) -> str:
         return f"{self.number:04d}_{self.name}"
 
@@ -87,7 +97,7 @@ def create_database(address: LedgerAddress) -> None:
 
 
 def pending(client: Client, shipped: list[Migration] | None = None) -> list[Migration]:
-    """The migrations that are still to be applied, without changing anything.
+    """The migrations that are still to be applied, without changing anything; no optional ones.
 
     Raises ``Refused`` when an applied migration has changed since, or when the ledger's schema is
     newer than this release.
@@ -106,11 +116,18 @@ def pending(client: Client, shipped: list[Migration] | None = None) -> list[Migr
             f"the ledger's schema is newer than this release (it has migration {newer[-1]:04d}_"
             f"{applied[newer[-1]][0]}); upgrade tallyport"
         )
-    return [migration for migration in shipped if migration.number not in applied]
+    return [m for m in shipped if m.number not in applied and not m.is_optional]
+
+
+def left_out(client: Client, shipped: list[Migration] | None = None) -> list[Migration]:
+    """The optional migrations that the server has not let us apply so far."""
+    applied = {number for number, _, _ in _applied(client)}
+    shipped = load_migrations() if shipped is None else shipped
+    return [m for m in shipped if m.number not in applied and m.is_optional]
 
 
 def migrate(client: Client, shipped: list[Migration] | None = None) -> list[Migration]:
-    """Applies what is pending and returns it.
+    """Applies what is pending, and the optional ones that can be, and returns what was applied.
 
     A migration is recorded after its last command, and every command may be repeated, so a run
     that was cut short is simply run again. Raises what ``pending`` raises.
@@ -118,14 +135,26 @@ def migrate(client: Client, shipped: list[Migration] | None = None) -> list[Migr
     todo = pending(client, shipped)
     client.command(_CREATE_RECORDS)
     for migration in todo:
-        for statement in migration.statements:
-            _apply(client, migration, statement)
-        record = {"number": migration.number, "name": migration.name, "sha256": migration.sha256}
-        client.command(_RECORD, parameters=record)
+        _apply(client, migration)
+    for migration in left_out(client, shipped):
+        try:
+            _apply(client, migration)
+        except LedgerError as error:
+            if error.code not in _MAY_NOT_MANAGE_USERS:
+                raise
+            continue
+        todo.append(migration)
     return todo
 
 
-def _apply(client: Client, migration: Migration, statement: str) -> None:
+def _apply(client: Client, migration: Migration) -> None:
+    for statement in migration.statements:
+        _run(client, migration, statement.replace("$database", f"`{client.database}`"))
+    record = {"number": migration.number, "name": migration.name, "sha256": migration.sha256}
+    client.command(_RECORD, parameters=record)
+
+
+def _run(client: Client, migration: Migration, statement: str) -> None:
     try:
         client.command(statement)
     except DatabaseError as error:
@@ -139,23 +168,31 @@ def _apply(client: Client, migration: Migration, statement: str) -> None:
 def migrate_address(address: LedgerAddress) -> list[Migration]:
     """Creates the database if need be and applies what is pending; returns what was applied."""
     create_database(address)
-    client = connect(address)
-    try:
-        with ledger_errors(address):
-            return migrate(client)
-    finally:
-        client.close()
+    with _connected(address) as client:
+        return migrate(client)
+
+
+def left_out_at(address: LedgerAddress) -> list[Migration]:
+    """``left_out`` of the ledger at ``address``."""
+    with _connected(address) as client:
+        return left_out(client)
 
 
 def pending_at(address: LedgerAddress) -> list[Migration]:
     """What ``migrate_address`` would apply, without changing anything."""
     try:
-        client = connect(address)
+        with _connected(address) as client:
+            return pending(client)
     except LedgerDatabaseMissing:
-        return load_migrations()
+        return [migration for migration in load_migrations() if not migration.is_optional]
+
+
+@contextmanager
+def _connected(address: LedgerAddress) -> Generator[Client]:
+    client = connect(address)
     try:
         with ledger_errors(address):
-            return pending(client)
+            yield client
     finally:
         client.close()
 

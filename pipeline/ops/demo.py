@@ -14,8 +14,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from clickhouse_connect.driver.client import Client
-
 from pipeline.audit.recount.events import read_event
 from pipeline.audit.recount.prices import Prices
 from pipeline.audit.report import AuditReport
@@ -24,8 +22,9 @@ from pipeline.core.money import format_nano, parse_nano
 from pipeline.core.policies import Policy, policy_from_object
 from pipeline.core.scopes import record_key
 from pipeline.kafka import client_kwargs
-from pipeline.ledger.client import open_reader
-from pipeline.ledger.usage import UsageFilters, unpriced_models, usage_report
+from pipeline.ledger.client import ledger_reader
+from pipeline.ledger.filters import UsageFilters
+from pipeline.ledger.usage import unpriced_models, usage_report
 from pipeline.ops.demo_screen import Screen
 from pipeline.ops.deployment import Deployment
 from pipeline.ops.state_watcher import Sighting, StateWatcher
@@ -357,8 +356,7 @@ def _show_states(
 
 
 def _show_ledger(settings: Settings, screen: Screen) -> None:
-    client: Client = open_reader(settings)
-    try:
+    with ledger_reader(settings) as client:
         for dimension in ("port", "user", "model"):
             rows = usage_report(client, UsageFilters(), [dimension])
             columns = (dimension, "requests", "total_tokens", "cost", "unpriced_requests")
@@ -369,8 +367,6 @@ def _show_ledger(settings: Settings, screen: Screen) -> None:
         lacking = unpriced_models(client, UsageFilters())
         columns = ("provider", "model", "unpriced_requests")
         screen.table("Models without a price", columns, [[r[c] for c in columns] for r in lacking])
-    finally:
-        client.close()
 
 
 def _show_fates(screen: Screen, audit: AuditReport) -> None:

@@ -8,7 +8,7 @@ is not known here to be harmless is refused.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, cast
 
 from pipeline.ledger.server.errors import (
@@ -18,7 +18,8 @@ from pipeline.ledger.server.errors import (
     TOO_DEEP_AST,
     QueryError,
 )
-from pipeline.ledger.server.users import READER
+from pipeline.ledger.server.port_rows import SYSTEM_TABLES_HIDDEN, VIEWS
+from pipeline.ledger.server.users import READER, User
 
 LEDGER_DATABASE: Final = "tallyport"
 
@@ -61,6 +62,7 @@ _SET_FUNCTIONS: Final = re.compile(r"(global)?(not)?(null)?in(ignoreset)?", re.I
 _EXPLAINED: Final = frozenset(
     f"EXPLAIN{kind}" for kind in ("", " AST", " SYNTAX", " QUERY TREE", " PIPELINE", " ESTIMATE")
 )
+_EXPLAINED_WITHOUT_READING: Final = frozenset({"EXPLAIN AST", "EXPLAIN SYNTAX"})
 _STATEMENTS: Final = _words(
     """
     SelectWithUnionQuery SelectIntersectExceptQuery SelectQuery ExplainQuery ShowTablesQuery
@@ -120,12 +122,36 @@ def load_tree(text: str) -> Node:
         raise QueryError(TOO_DEEP_AST, "The statement is nested too deeply.") from None
 
 
+def _nodes(tree: Node) -> Iterator[Node]:
+    """Every node of ``tree`` that has a type, whatever it stands in, but not what literals hold."""
+    waiting: list[Any] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list):
+            waiting.extend(cast(list[Any], node))
+        elif isinstance(node, dict):
+            node = cast(Node, node)
+            if "type" in node:
+                yield node
+            literal = node.get("type") == "Literal" or "field_type" in node
+            waiting.extend(value for key, value in node.items() if not (literal and key == "value"))
+
+
 class Judge:
     """Judges one reader's statement; ``asked_settings`` collects its SETTINGS clauses."""
 
-    def __init__(self, database: str, parameters: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        user: User,
+        database: str,
+        parameters: Mapping[str, str],
+        is_table: Callable[[str], bool],
+    ) -> None:
+        self._limited = bool(user.ports)
         self._database = database
         self._parameters = parameters
+        self._is_table = is_table
+        self._with_names: set[str] = set()
         self.asked_settings: list[tuple[str, str]] = []
 
     def judge(self, tree: Node) -> None:
@@ -136,7 +162,11 @@ class Judge:
             self._judge_explain(tree)
         elif str(tree.get("type")).startswith("Show"):
             self._judge_show(tree)
-        self._judge_nodes(tree, root=tree)
+        self._with_names = {
+            str(node["name"]) for node in _nodes(tree) if node.get("type") == "WithElement"
+        }
+        for node in _nodes(tree):
+            self._judge_node(node, root=tree)
 
     def judge_canonical(self, text: str, parse: Parse) -> None:
         """Judges a statement that the parser knows but gives no tree for, by its formatted text."""
@@ -152,7 +182,8 @@ class Judge:
 
     def _judge_explain(self, tree: Node) -> None:
         inner = tree.get("query")
-        if tree.get("kind") not in _EXPLAINED or "table_function" in tree:
+        kinds = _EXPLAINED_WITHOUT_READING if self._limited else _EXPLAINED
+        if tree.get("kind") not in kinds or "table_function" in tree:
             raise not_a_read()
         if not isinstance(inner, dict) or cast(Node, inner).get("type") not in _STATEMENTS:
             raise not_a_read()
@@ -166,21 +197,6 @@ class Judge:
             named = ".".join(self._parts(cast(Node, named)))
         if named and named not in {LEDGER_DATABASE, "system", *_INFORMATION_SCHEMA}:
             raise _denied(f"To execute this query, it's necessary to have SHOW on {named}.*.")
-
-    def _judge_nodes(self, tree: Node, root: Node) -> None:
-        waiting: list[Any] = [tree]
-        while waiting:
-            node = waiting.pop()
-            if isinstance(node, list):
-                waiting.extend(cast(list[Any], node))
-            elif isinstance(node, dict):
-                node = cast(Node, node)
-                if "type" in node:
-                    self._judge_node(node, root)
-                literal = node.get("type") == "Literal" or "field_type" in node
-                waiting.extend(
-                    value for key, value in node.items() if not (literal and key == "value")
-                )
 
     def _judge_node(self, node: Node, root: Node) -> None:
         if "out_file" in node:
@@ -247,9 +263,15 @@ class Judge:
 
     def _judge_table(self, parts: list[str]) -> None:
         database, table = ([self._database, *parts])[-2:] if len(parts) <= 2 else ("", "")
-        if database == LEDGER_DATABASE or database in _INFORMATION_SCHEMA:
+        if database in _INFORMATION_SCHEMA:
             return
-        if database == "system" and table in SYSTEM_TABLES:
+        if database == LEDGER_DATABASE and (table in VIEWS or not self._limited):
+            return
+        # The reader's own WITH name, unless a table has it too: that would be meant elsewhere.
+        if len(parts) == 1 and table in self._with_names and not self._is_table(table):
+            return
+        hidden = SYSTEM_TABLES_HIDDEN if self._limited else frozenset[str]()
+        if database == "system" and table in SYSTEM_TABLES - hidden:
             return
         raise _denied(
             "To execute this query, it's necessary to have the grant SELECT ON "

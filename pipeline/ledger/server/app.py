@@ -88,7 +88,7 @@ class Lane:
 
 def _check_origin(http: HttpRequest, user: User) -> None:
     """A user without a password must be a program of this machine, not a page in its browser."""
-    if user.may_write:
+    if user.has_password:
         return
     host = urlsplit(f"//{http.headers.get('host', '')}").hostname
     origin = http.headers.get("origin")

@@ -22,11 +22,13 @@ from pipeline.ledger.server.errors import (
     from_engine,
 )
 from pipeline.ledger.server.limits import SINK_DEFAULTS, reader_settings, set_statement
+from pipeline.ledger.server.port_rows import port_settings
 from pipeline.ledger.server.protocol import Request
 from pipeline.ledger.server.statement import MAX_READ_BYTES, Statement
 
 TIME_ZONE: Final = "UTC"
 _APPEND_BYTES: Final = 4 << 20
+_MAX_FILTERS_BYTES: Final = 64 << 20
 # Formats whose blocks, put one after another, are again a valid stream.
 _STREAMED: Final = frozenset(
     {"Native", "RowBinary", "TabSeparated", "TSV", "TabSeparatedRaw", "TSVRaw", "CSV"}
@@ -93,6 +95,13 @@ class Handle:
     def value(self, text: str, parameters: Mapping[str, str] | None = None) -> str:
         """The one value a query gives, as text. Raises QueryError."""
         return bytes(self.run(text, parameters=parameters).bytes()).decode().removesuffix("\n")
+
+    def has_table(self, name: str) -> bool:
+        """Whether the ledger has a table or view of that name. Raises QueryError."""
+        found = (
+            "SELECT count() FROM system.tables WHERE database = {d:String} AND name = {n:String}"
+        )
+        return self.value(found, {"d": LEDGER_DATABASE, "n": _escaped(name)}) != "0"
 
     def stream(
         self, text: str, output_format: str, parameters: Mapping[str, str]
@@ -193,7 +202,7 @@ def _prepare_reader(handle: Handle, request: Request, database: str) -> None:
         raise not_a_read()
     if len(request.statement.text) > MAX_READ_BYTES:
         raise QueryError(SYNTAX_ERROR, f"Syntax error: Max query size exceeded: {MAX_READ_BYTES}.")
-    judge = Judge(database, request.parameters)
+    judge = Judge(request.user, database, request.parameters, handle.has_table)
     try:
         tree = handle.parse(request.statement.text)
     except QueryError as error:
@@ -203,6 +212,10 @@ def _prepare_reader(handle: Handle, request: Request, database: str) -> None:
     else:
         judge.judge_canonical(handle.canonical(request.statement.text), handle.parse)
     settings = reader_settings([*request.settings, *judge.asked_settings])
+    if request.user.ports:
+        handle.run(f"SET max_query_size = {_MAX_FILTERS_BYTES}")
+        settings |= port_settings(LEDGER_DATABASE, request.user.ports)
+        settings["max_query_size"] = str(MAX_READ_BYTES)
     handle.run(set_statement(settings))
     handle.run("SET readonly = 1")
 
@@ -261,8 +274,8 @@ def _query(handle: Handle, request: Request, started: float) -> Reply:
         body=body,
         summary=_summary(
             started,
-            read_rows=result.storage_rows_read(),
-            read_bytes=result.storage_bytes_read(),
+            read_rows=0 if request.user.ports else result.storage_rows_read(),
+            read_bytes=0 if request.user.ports else result.storage_bytes_read(),
             written_rows=result.rows_written(),
             written_bytes=result.bytes_written(),
             result_rows=result.rows_read(),

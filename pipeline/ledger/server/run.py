@@ -17,6 +17,7 @@ from pipeline.endpoints import remove_endpoints, write_endpoints
 from pipeline.ledger.server.lock import HOST, folder_lock, listen
 from pipeline.ledger.server.users import Users, sink_password
 from pipeline.settings import Settings
+from pipeline.web.key_ring import KeyRing
 
 if TYPE_CHECKING:
     from pipeline.ledger.server.app import LedgerApp
@@ -55,6 +56,7 @@ def _announce(settings: Settings, port: int, password: str) -> None:
 def _start(settings: Settings) -> "tuple[Engine, LedgerApp, str]":
     folder = settings.data_dir / "ledger"
     password = sink_password(folder)
+    keys = KeyRing(settings.api_keys_file) if settings.api_keys_file is not None else None
     # The engine reads the time zone once, when it is loaded; the ledger's times are UTC.
     os.environ["TZ"] = "UTC"
     time.tzset()
@@ -62,7 +64,7 @@ def _start(settings: Settings) -> "tuple[Engine, LedgerApp, str]":
     from pipeline.ledger.server.engine import Engine
 
     engine = Engine((folder / "engine").absolute())
-    return engine, LedgerApp(engine, Users(password)), password
+    return engine, LedgerApp(engine, Users(password, keys)), password
 
 
 async def _serve(app: "LedgerApp", listener: socket.socket, settings: Settings, key: str) -> None:
