@@ -44,7 +44,10 @@ ALLOWED = {
     # The embedded server binds its port and locks its folder as every other server here does, and
     # lets in the holders of API keys.
     "pipeline.ledger": {
-        *LOG, "pipeline.web.server", "pipeline.ops.folder_lock", "pipeline.web.key_file",
+        *LOG,
+        "pipeline.web.server",
+        "pipeline.ops.folder_lock",
+        "pipeline.web.key_file",
         "pipeline.web.key_ring",
     },
 }
