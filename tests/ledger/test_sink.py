@@ -19,6 +19,8 @@ from tests.ledger.sink_deployment import Deployment
 from tests.ledger_fixture import LedgerProcess
 
 FAULTS = [
+    "sink-before-mark:1",
+    "sink-after-mark:1",
     "sink-before-insert:1",
     "sink-after-insert:1",
     "sink-after-insert:2",
