@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import uvloop
+from aiokafka.errors import KafkaError
 
 from pipeline import metrics
 from pipeline.core.book import builtin_book
@@ -27,7 +28,7 @@ from pipeline.stream.context import StreamContext
 from pipeline.stream.epoch import begin_epoch, identities
 from pipeline.stream.flow_watch import watch_worker
 from pipeline.stream.rate_log import RateTail
-from pipeline.stream.topic_identity import watch_topics
+from pipeline.stream.topic_identity import refuse_recreated, watch_topics
 from pipeline.stream.topics import Topics, create_or_check
 from pipeline.stream.transport import SliceConsumer
 from pipeline.web.health import serve_health
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 25.0
 END_TIMEOUT_S = 15.0
 """How long a worker that failed may take to let go of everything in order."""
+CAUSE_TIMEOUT_S = 5.0
 GC_YOUNG_OBJECTS = 100_000
 
 
@@ -78,11 +80,20 @@ async def _run(settings: Settings) -> int:
                 watching = _watch_topics(context.client, topic_ids, on_failure)
                 await _serve(app, settings, watchdog, stop, on_failure)
                 watching.cancel()
+        if failure.done() and isinstance(failure.result(), KafkaError):
+            await _name_recreated(context.client, topic_ids)
     finally:
         await rates.stop()
     if failure.done():
         raise _explained(failure.result())
     return 0
+
+
+async def _name_recreated(client: dict[str, Any], recorded: dict[str, str]) -> None:
+    """Raises ``Refused`` when a recreated topic is what the broker's errors come from."""
+    with contextlib.suppress(KafkaError, OSError, TimeoutError):
+        async with asyncio.timeout(CAUSE_TIMEOUT_S):
+            await refuse_recreated(client, recorded)
 
 
 def _explained(error: BaseException) -> TallyportError:

@@ -173,13 +173,7 @@ async def watch_topics(
             log.debug("the ids of topics are not known: %s", error)
             await asyncio.sleep(interval_s)
             continue
-        for name, topic in found.items():
-            if str(topic) != recorded[name]:
-                raise Refused(
-                    f"topic {name} was recreated while this process used it (id {topic}, it was "
-                    f"{recorded[name]}): what it held is lost. Stop all workers and sinks, then "
-                    "restore from the ledger with `tallyport rebuild --discard-tables`"
-                )
+        _refuse_recreated(found, recorded)
         missing = sorted(recorded.keys() - found.keys())
         # A broker that has just started may not know all topics yet.
         misses = misses + 1 if missing else 0
@@ -188,3 +182,18 @@ async def watch_topics(
                 f"topic {missing[0]} was deleted while this process used it: what it held is lost"
             )
         await asyncio.sleep(interval_s)
+
+
+async def refuse_recreated(client: Mapping[str, Any], recorded: Mapping[str, str]) -> None:
+    """Raises ``Refused`` when a topic was recreated; the ids of ``recorded`` are by full name."""
+    _refuse_recreated(await topic_ids(client, list(recorded)), recorded)
+
+
+def _refuse_recreated(found: Mapping[str, uuid.UUID], recorded: Mapping[str, str]) -> None:
+    for name, topic in found.items():
+        if str(topic) != recorded[name]:
+            raise Refused(
+                f"topic {name} was recreated while this process used it (id {topic}, it was "
+                f"{recorded[name]}): what it held is lost. Stop all workers and sinks, then "
+                "restore from the ledger with `tallyport rebuild --discard-tables`"
+            )
