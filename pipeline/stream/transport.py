@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import aiokafka
-import uvloop
 from aiokafka.consumer.fetcher import FetchResult
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import NoOffsetForPartitionError, OffsetOutOfRangeError
@@ -196,9 +195,7 @@ class SliceConsumer(Consumer):
     """Delivers slices; positions belong to the tables, so nothing is acked or committed here."""
 
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
-        return SliceConsumerThread(
-            self, loop=self.loop, thread_loop=uvloop.new_event_loop(), beacon=self.beacon
-        )
+        return SliceConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     def fetch_state(self, tp: TP) -> FetchState | None:
         """See ``SliceConsumerThread.fetch_state``."""
