@@ -115,24 +115,29 @@ def connect(
 ) -> Client:
     """A client whose statements run in ``database`` (the address's own one by default).
 
-    ``limits`` are settings of every statement. One client may be used by several threads. Raises
+    ``limits`` are settings of every statement, but for those that the server lets this user not
+    change: there its own hold. One client may be used by several threads. Raises
     ``LedgerUnreachable``, ``LedgerLoginRefused``, ``LedgerDatabaseMissing`` or ``LedgerError``.
     """
     with ledger_errors(address):
-        return clickhouse_connect.get_client(
+        client = clickhouse_connect.get_client(
             interface="https" if address.secure else "http",
             host=address.host,
             port=address.port,
             username=address.user,
             password=address.password,
             database=address.database if database is None else database,
-            settings=dict(limits or {}),
             connect_timeout=CONNECT_TIMEOUT_S,
             send_receive_timeout=query_timeout_s,
             autogenerate_session_id=False,
             client_name="tallyport",
             tz_mode="aware",
         )
+        for name, value in (limits or {}).items():
+            known = client.server_settings.get(name)
+            if known is None or not known.readonly:
+                client.set_client_setting(name, value)
+    return client
 
 
 def open_reader(settings: Settings) -> Client:
