@@ -34,6 +34,7 @@ class Group:
         self._members: list[Member] = []
         self._known: list[Member] = []
         self._answers: set[int] = set()
+        self._round = 0
         self._changed = asyncio.Event()
         self._progress = asyncio.Event()
         self.generation = 0
@@ -108,13 +109,15 @@ class Group:
 
     async def _rebalance(self) -> None:
         self._answers = set()
+        self._round += 1
         asked: set[int] = set()
         rng = self._world.rng("group")
         while True:
             for member in self._members:
                 if id(member) not in asked:
                     asked.add(id(member))
-                    self._world.loop.world_later(rng.random() * HEARTBEAT_S, self._ask, member)
+                    delay_s = rng.random() * HEARTBEAT_S
+                    self._world.loop.world_later(delay_s, self._ask, member, self._round)
             if all(id(member) in self._answers for member in self._members):
                 break
             self._progress.clear()
@@ -123,11 +126,14 @@ class Group:
         self.generation += 1
         self._assign()
 
-    def _ask(self, member: Member) -> None:
+    def _ask(self, member: Member, asked_in: int) -> None:
         async def answer() -> None:
+            if asked_in != self._round:
+                return  # it was frozen when it was asked, and the group has gone on without it
             await member.on_revoked()
-            self._answers.add(id(member))
-            self._progress.set()
+            if asked_in == self._round:
+                self._answers.add(id(member))
+                self._progress.set()
 
         self._spawn(member, answer())
 
