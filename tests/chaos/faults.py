@@ -20,7 +20,7 @@ from tests.processes import until
 
 SESSION_TIMEOUT_S = 6.0
 PAUSE_S = (7.0, 9.0)
-POINT_TIMEOUT_S = 30.0
+POINT_TIMEOUT_S = 45.0
 STEADY_WORKERS = 2
 MOST_WORKERS = 3
 PIPELINE = Path(__file__).parents[2] / "pipeline"
