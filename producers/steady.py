@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from random import Random
 
-_TEMPLATES = 8_192
+_LEAST_TEMPLATES = 8_192
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 _MODELS = (
     ("openai", "gpt-5-mini"),
@@ -30,6 +30,7 @@ def steady(
     identifiers depend on ``seed``, so that two seeds never repeat one another's events.
     """
     templates = _templates(Random(seed), ports, users)
+    kinds = len(templates)
     prefix = b"%08x" % (seed & 0xFFFFFFFF)
     last = end.astimezone(UTC) if end is not None else _EPOCH
     length_s = count // events_per_s + 1
@@ -39,7 +40,7 @@ def steady(
     for at_s in range(length_s):
         second = (start + timedelta(seconds=at_s)).strftime("%Y-%m-%dT%H:%M:%S").encode()
         for turn in range(min(events_per_s, count - number)):
-            key, head, tail = templates[(number * 2_654_435_761 >> 7) % _TEMPLATES]
+            key, head, tail = templates[(number * 2_654_435_761 >> 7) % kinds]
             yield (
                 key,
                 b"%b%b%012x%b%b.%06dZ%b"
@@ -59,7 +60,7 @@ def steady(
 def _templates(rng: Random, ports: int, users: int) -> list[tuple[bytes, bytes, bytes]]:
     """Keys with what stands before the event's id and after its time."""
     templates: list[tuple[bytes, bytes, bytes]] = []
-    for number in range(_TEMPLATES):
+    for number in range(max(_LEAST_TEMPLATES, 2 * users)):
         port = f"port-{number % ports:04d}"
         user = number % users
         provider, model = rng.choice(_MODELS)

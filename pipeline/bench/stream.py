@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from pipeline.kafka import client_kwargs
 from pipeline.ops.deployment import Deployment, child_environ
 from pipeline.settings import Settings
 from pipeline.stream.policy_log import write_policies
+from pipeline.stream.tables import read_tables
 from pipeline.stream.topics import Topics, create_or_check
 from producers.kafka import Publisher
 from producers.steady import steady
@@ -42,12 +43,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Events per second of each contender in one round; the worker's peak memory in MB."""
+    """Events per second of each contender in one round; the worker's peak memory in MB, and the
+    live cells of its tables at the end."""
 
     floor: float
     worker: float
     faust: float
     worker_mb: float = 0.0
+    cells: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,13 @@ class StreamBench:
         return {
             "events": self.events,
             "rounds": [
-                {"floor": r.floor, "worker": r.worker, "plain_faust": r.faust, "mb": r.worker_mb}
+                {
+                    "floor": r.floor,
+                    "worker": r.worker,
+                    "plain_faust": r.faust,
+                    "mb": r.worker_mb,
+                    "cells": r.cells,
+                }
                 for r in self.rounds
             ],
             "worker_to_floor": self.ratio(lambda r: r.worker / r.floor),
@@ -74,16 +83,19 @@ class StreamBench:
         }
 
 
-async def run(settings: Settings, events: int, rounds: int, say: Say) -> StreamBench:
-    """Runs everything on a deployment of its own; raises ``TallyportError`` when one part fails."""
+async def run(settings: Settings, events: int, rounds: int, users: int, say: Say) -> StreamBench:
+    """Runs everything on a deployment of its own; raises ``TallyportError`` when one part fails.
+
+    ``users`` is how many different ones the events are of: most cells are theirs.
+    """
     async with Deployment(settings, parts=()) as deployment:
         done: list[Round] = []
         for number in range(rounds):
-            done.append(await _round(deployment, f"bench{number}.", events, say))
+            done.append(await _round(deployment, f"bench{number}.", events, users, say))
         return StreamBench(events, done)
 
 
-async def _round(deployment: Deployment, prefix: str, events: int, say: Say) -> Round:
+async def _round(deployment: Deployment, prefix: str, events: int, users: int, say: Say) -> Round:
     settings = deployment.settings.replaced(topic_prefix=prefix)
     await create_or_check(settings)
     client, topics = client_kwargs(settings), Topics(prefix)
@@ -91,17 +103,20 @@ async def _round(deployment: Deployment, prefix: str, events: int, say: Say) -> 
     await write_policies(client, topics, "bench", policies)
     say(f"{prefix} filling {events:,} events")
     async with Publisher(client, topics.events) as publisher:
-        await publisher.send_many(steady(events, time.time_ns() % 2**32, end=datetime.now(UTC)))
+        seed, end = time.time_ns() % 2**32, datetime.now(UTC)
+        await publisher.send_many(steady(events, seed, users=users, end=end))
         await publisher.flush()
     floor = await _child(settings, "pipeline.bench.floor")
-    result = Round(floor["events"] / floor["seconds"], 0.0, 0.0)
-    say(f"{prefix} floor {result.floor:,.0f} events/s")
+    floor_rate = floor["events"] / floor["seconds"]
+    say(f"{prefix} floor {floor_rate:,.0f} events/s")
     worker_rate, worker_mb = await _worker(deployment, settings, events)
     say(f"{prefix} worker {worker_rate:,.0f} events/s")
+    tables = await read_tables(client, topics, list(range(settings.partition_count)))
+    cells = sum(len(table.cells) for table in tables.values())
     faust = await _child(settings, "pipeline.bench.plain_faust", str(FAUST_SECONDS))
     faust_rate = faust["events"] / faust["seconds"]
     say(f"{prefix} plain Faust {faust_rate:,.0f} events/s")
-    return replace(result, worker=worker_rate, faust=faust_rate, worker_mb=worker_mb)
+    return Round(floor_rate, worker_rate, faust_rate, worker_mb, cells)
 
 
 async def _child(settings: Settings, module: str, *arguments: str) -> dict[str, float]:

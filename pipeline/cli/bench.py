@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _EVENTS = 300_000
 _ROUNDS = 3
+_USERS = 5_000
 _RATES = (200, 5_000)
 _SECONDS = 20
 _PERCENTILES = (50.0, 99.0)
@@ -31,7 +32,7 @@ def bench(ctx: click.Context, json_wanted: bool) -> None:
     if ctx.invoked_subcommand is not None:
         return
     found = {
-        "stream": run_async(_stream(_EVENTS, _ROUNDS)),
+        "stream": run_async(_stream(_EVENTS, _ROUNDS, _USERS)),
         "latency": run_async(_latency(_RATES, _SECONDS)),
     }
     _show(found, json_wanted)
@@ -48,10 +49,17 @@ def bench(ctx: click.Context, json_wanted: bool) -> None:
 @click.option(
     "--rounds", type=click.IntRange(1), default=_ROUNDS, show_default=True, help="How many rounds."
 )
+@click.option(
+    "--users",
+    type=click.IntRange(1),
+    default=_USERS,
+    show_default=True,
+    help="Different users in the events; most of the worker's cells are theirs.",
+)
 @as_json
-def stream(events: int, rounds: int, json_wanted: bool) -> None:
+def stream(events: int, rounds: int, users: int, json_wanted: bool) -> None:
     """Events per second: the worker, the floor below it, and a plain Faust agent."""
-    _show({"stream": run_async(_stream(events, rounds))}, json_wanted)
+    _show({"stream": run_async(_stream(events, rounds, users))}, json_wanted)
 
 
 @bench.command()
@@ -205,12 +213,12 @@ async def _sdk(rate: int, seconds: int) -> dict[str, object]:
         return await run(own, rate, seconds, lambda line: click.echo(line, err=True))
 
 
-async def _stream(events: int, rounds: int) -> dict[str, object]:
+async def _stream(events: int, rounds: int, users: int) -> dict[str, object]:
     from pipeline.bench.stream import run
 
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
         own = _own_settings(settings(), Path(folder))
-        found = await run(own, events, rounds, lambda line: click.echo(line, err=True))
+        found = await run(own, events, rounds, users, lambda line: click.echo(line, err=True))
     return found.to_json()
 
 
@@ -253,7 +261,7 @@ def _show(found: dict[str, Any], json_wanted: bool) -> None:
         rounds = found["stream"]["rounds"]
         print_table(
             [{name: f"{value:.0f}" for name, value in row.items()} for row in rounds],
-            ("floor", "worker", "plain_faust", "mb"),
+            ("floor", "worker", "plain_faust", "mb", "cells"),
         )
         for name in ("worker_to_floor", "worker_to_plain_faust"):
             click.echo(f"{name}: {found['stream'][name]:.2f}")

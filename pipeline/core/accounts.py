@@ -44,13 +44,12 @@ _NO_BOUND = 1 << 512
 
 
 class _Period:
-    """One period's running window and the accounts that follow it."""
+    """One period's running window, which its accounts share."""
 
-    __slots__ = ("accounts", "end_day", "name", "span", "start_day")
+    __slots__ = ("end_day", "name", "span", "start_day")
 
     def __init__(self, name: str, now_ms: int) -> None:
         self.name = name
-        self.accounts: dict[str, _Account] = {}
         self.span = window(name, now_ms)
         self.start_day, self.end_day = self.span.start_day, self.span.end_day
 
@@ -158,8 +157,6 @@ class Accounts:
         self._accounts: dict[str, _Account] = {}
         # scope or wildcard → its policies.
         self._policies: dict[str, dict[Slot, Policy]] = {}
-        # A wildcard's record key → the accounts of the ids that it governs, by key.
-        self._governed: dict[str, dict[str, _Account]] = {}
         self._extra_ends: list[tuple[int, str]] = []
         self._outbox = Outbox()
 
@@ -243,23 +240,29 @@ class Accounts:
         extra = policy.extra
         if extra is not None and extra.until_ms > self._now_ms:
             heappush(self._extra_ends, (extra.until_ms, policy.key))
-        if wildcard:
+        if not wildcard:
+            self._put_own(policy)
+        elif former is None:
             self._put_wildcard(policy)
         else:
-            self._put_own(policy)
+            for account in self._under(former):
+                account.policy = policy
+                self._outbox.add_urgent(account.key)
 
     def delete_policy(self, key: str) -> None:
         """Takes the deletion of the policy under the record key ``key``."""
         budget = parse_key(key)
-        slots = self._policies.get(budget.scope)
-        if slots is None or slots.pop((budget.unit, budget.period), None) is None:
+        slots = self._policies.get(budget.scope, {})
+        policy = slots.pop((budget.unit, budget.period), None)
+        if policy is None:
             return
         if not slots:
             del self._policies[budget.scope]
-        if is_wildcard(budget.scope):
-            self._delete_wildcard(budget)
-        else:
+        if not is_wildcard(budget.scope):
             self._delete_own(budget)
+            return
+        for account in self._under(policy):
+            self._remove_account(account)
 
     def advance(self, now_ms: int) -> None:
         """Moves time forward and ends the periods and extras that are over at ``now_ms``."""
@@ -354,36 +357,34 @@ class Accounts:
         """An account with nothing in it, in all the indexes."""
         period = self._periods[policy.period]
         account = _Account(scope, policy, own, period)
-        self._accounts[account.key] = period.accounts[account.key] = account
+        self._accounts[account.key] = account
         if not is_wildcard(scope):
             self._entries.setdefault(scope, []).append(account)
-        if not own:
-            self._governed[policy.key][account.key] = account
         self._outbox.add_urgent(account.key)
         return account
 
     def _remove_account(self, account: _Account) -> None:
-        del self._accounts[account.key], account.period.accounts[account.key]
+        del self._accounts[account.key]
         entry = self._entries.get(account.scope)
         if entry is not None:
             entry.remove(account)
             if not entry:
                 del self._entries[account.scope]
-        if not account.own:
-            governed = self._governed.get(self._wildcard_key(account))
-            if governed is not None:
-                governed.pop(account.key, None)
         self._outbox.add_urgent(account.key)
 
-    def _wildcard_key(self, account: _Account) -> str:
-        wildcard = wildcard_of(account.scope) or ""
-        return record_key(wildcard, account.policy.unit, account.policy.period)
+    def _under(self, policy: Policy) -> list[_Account]:
+        """The accounts that follow ``policy``: its own record, of a wildcard also its ids'.
+
+        Wildcards change so rarely that an index of their ids would only cost memory.
+        """
+        if not is_wildcard(policy.scope):
+            account = self._accounts.get(policy.key)
+            return [] if account is None else [account]
+        return [account for account in self._accounts.values() if account.policy is policy]
 
     def _put_own(self, policy: Policy) -> None:
         account = self._accounts.get(policy.key)
         if account is not None:
-            if not account.own:
-                self._governed[self._wildcard_key(account)].pop(account.key)
             account.policy, account.own = policy, True
             self._outbox.add_urgent(account.key)
         elif policy.scope in self._entries:
@@ -399,23 +400,14 @@ class Accounts:
             self._remove_account(account)
         else:
             account.policy, account.own = wildcard, False
-            self._governed[wildcard.key][account.key] = account
             self._outbox.add_urgent(account.key)
         if not any(budget.scope in cells for cells in self._cells.values()):
             self._close_idle(budget.scope)
 
     def _put_wildcard(self, policy: Policy) -> None:
-        governed = self._governed.get(policy.key)
-        if governed is None:
-            self._governed[policy.key] = {}
-            if self._homes(policy.scope):
-                self._new_account(policy.scope, policy, own=True)
-            self._open_governed(policy)
-            return
-        record = self._accounts.get(policy.key)
-        for account in (*governed.values(), *(() if record is None else (record,))):
-            account.policy = policy
-            self._outbox.add_urgent(account.key)
+        if self._homes(policy.scope):
+            self._new_account(policy.scope, policy, own=True)
+        self._open_governed(policy)
 
     def _open_governed(self, policy: Policy) -> None:
         """Makes the accounts under a new wildcard, in one pass over all cells."""
@@ -441,14 +433,6 @@ class Accounts:
                     if account is not None:
                         account.add(totals, 1)
 
-    def _delete_wildcard(self, budget: RecordKey) -> None:
-        key = str(budget)
-        for account in self._governed.pop(key).values():
-            self._remove_account(account)
-        record = self._accounts.get(key)
-        if record is not None:
-            self._remove_account(record)
-
     def _close_idle(self, scope: str) -> None:
         """Drops the entry of a scope that has no cells, unless it has a policy of its own."""
         if scope not in self._policies:
@@ -456,11 +440,10 @@ class Accounts:
                 self._remove_account(account)
 
     def _end_extra(self, key: str) -> None:
-        record = self._accounts.get(key)
-        if record is not None:
-            self._outbox.add_urgent(key)
-        for governed_key in self._governed.get(key, ()):
-            self._outbox.add_urgent(governed_key)
+        budget = parse_key(key)
+        policy = self._policies.get(budget.scope, {}).get((budget.unit, budget.period))
+        for account in () if policy is None else self._under(policy):
+            self._outbox.add_urgent(account.key)
 
     def _roll_over(self, period: _Period) -> None:
         old_start, old_end = period.start_day, period.end_day
@@ -468,7 +451,9 @@ class Accounts:
         overlaps = period.start_day < old_end
         leaving = list(self._days(old_start, period.start_day)) if overlaps else []
         entering = list(self._days(old_end if overlaps else period.start_day, period.end_day))
-        for account in period.accounts.values():
+        for account in self._accounts.values():
+            if account.period is not period:
+                continue
             if not overlaps:
                 account.clear()
             for cells, sign in ((leaving, -1), (entering, 1)):

@@ -30,8 +30,14 @@ class Flush:
     changed: list[CellValue]
     rules: bytes
 
+    def release(self) -> None:
+        """Lets go of what the outbox has as bytes by now; the next flush needs the memory."""
+        self.changed = []
+        taken = self.taken
+        taken.rows, taken.keys, taken.times_ms = [], [], []
 
-@lru_cache(maxsize=200_000)
+
+@lru_cache(maxsize=65_536)
 def scope_home(scope: str, partitions: int) -> int:
     """The partition whose merge owns ``scope`` and whose ``budget.state`` holds its records."""
     return partition_of(scope.encode(), partitions)

@@ -42,7 +42,7 @@ from pipeline.stream.pricing import PriceStage
 from pipeline.stream.transaction import FencedProducer, Outbox, Record
 from pipeline.stream.transport import FetchState
 
-MAX_FLUSH_RECORDS = 20_000
+MAX_FLUSH_RECORDS = 25_000
 EARLY_RECORDS = 2_000
 FLUSH_INTERVAL_S = 0.004
 MARK_INTERVAL_S = 0.25

@@ -13,8 +13,9 @@ from aiokafka.structs import ConsumerRecord
 
 from pipeline.stream.transport import Slice
 
-MAX_PENDING_RECORDS = 40_000
+MAX_PENDING_RECORDS = 20_000
 MAX_PENDING_BYTES = 32 * 1024 * 1024
+MAX_PART_RECORDS = 5_000
 MAX_TAKE_BYTES = 4 * 1024 * 1024
 RESEEK_S = 2.0
 
@@ -26,13 +27,14 @@ class _Part:
 
 
 def _parts(piece: Slice) -> list[_Part]:
-    """The slice, cut wherever ``MAX_TAKE_BYTES`` of keys, values and headers are full."""
+    """The slice, cut wherever ``MAX_PART_RECORDS`` or ``MAX_TAKE_BYTES`` of them are full."""
     parts: list[_Part] = []
     position, first, filled = piece.position, 0, 0
     records = piece.records
     for index, record in enumerate(records):
         size_bytes = _size_bytes(record)
-        if index > first and filled + size_bytes > MAX_TAKE_BYTES:
+        is_full = filled + size_bytes > MAX_TAKE_BYTES or index - first >= MAX_PART_RECORDS
+        if index > first and is_full:
             cut = Slice(piece.tp, position, record.offset, records[first:index])
             parts.append(_Part(cut, filled))
             position, first, filled = record.offset, index, 0

@@ -80,6 +80,7 @@ class PriceStage:
     def fill(self, outbox: Outbox, flush: Flush, partials: list[tuple[int, Partial]]) -> None:
         """Puts what ``flush`` writes into ``outbox``, with the partials that have to travel."""
         fill_outbox(self._context, self._table, flush, partials, outbox)
+        flush.release()
 
     def mark(self, fetched: FetchState | None) -> Partial:
         """Up to which offset, and until when, this partition is contained in what was gathered.
@@ -109,7 +110,7 @@ class PriceStage:
         self._table.position = flush.position
         self._table.dedupe.forget_before(flush.position.watermark_ms)
         taken = flush.taken
-        metrics.EVENTS_ACCEPTED.inc(len(taken.rows))
+        metrics.EVENTS_ACCEPTED.inc(flush.position.accepted - flush.before.accepted)
         metrics.EVENTS_DUPLICATE.inc(len(taken.duplicates))
         metrics.EVENTS_FORWARDED.inc(len(taken.forwarded))
         metrics.EVENTS_UNPRICED.inc(taken.unpriced)

@@ -34,7 +34,7 @@ record_headers.install()
 FETCH_MAX_WAIT_MS = 100
 POLL_S = 0.2
 MAX_SLICE_RECORDS = 20_000
-MAX_PARTITION_FETCH_BYTES = 4 * 1024 * 1024
+MAX_PARTITION_FETCH_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
