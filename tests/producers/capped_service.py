@@ -1,0 +1,75 @@
+"""A service as one of several that share a budget; run as a process of its own.
+
+python -m tests.producers.capped_service PORT THREADS ESTIMATE
+
+Says ``ready``, waits for a line, makes calls in so many threads until each is refused, and prints
+what it did and what it saw, all times in seconds since 1970.
+"""
+
+import json
+import random
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from producers import BudgetExceeded, Meter
+
+CALL_S = (0.01, 0.04)
+LOOK_S = 0.001
+
+
+@dataclass
+class Report:
+    """``calls`` are (event id, admitted at, recorded at, tokens); ``seen`` is what the states said
+    was used at a time; ``refused`` is why each thread ended."""
+
+    calls: list[tuple[str, float, float, int]] = field(
+        default_factory=list[tuple[str, float, float, int]]
+    )
+    seen: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
+    refused: list[str] = field(default_factory=list[str])
+
+
+def run(port_id: str, threads: int, estimate: int) -> Report:
+    report = Report()
+    # The second meter records nothing, so all it knows is what the states say.
+    with Meter.from_env() as meter, Meter.from_env() as watching:
+        assert meter.wait_ready(30)
+        assert watching.wait_ready(30)
+        while meter.check(port_id=port_id).reason == "no-policy":
+            time.sleep(0.01)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        working = [
+            threading.Thread(target=_work, args=(meter, port_id, estimate, report))
+            for _ in range(threads)
+        ]
+        for thread in working:
+            thread.start()
+        while any(thread.is_alive() for thread in working):
+            used: Any = watching.check(port_id=port_id).used
+            report.seen.append((time.time(), used))
+            time.sleep(LOOK_S)
+        assert meter.flush(30), meter.stats
+    return report
+
+
+def _work(meter: Meter, port_id: str, estimate: int, report: Report) -> None:
+    asked: dict[str, Any] = {"port_id": port_id, "provider": "acme", "model": "m"}
+    while True:
+        try:
+            with meter.guard(**asked, estimated_tokens=estimate) as call:
+                admitted_s = time.time()
+                time.sleep(random.uniform(*CALL_S))
+                event_id, recorded_s = f"{random.getrandbits(64):x}", time.time()
+                report.calls.append((event_id, admitted_s, recorded_s, estimate))
+                call.record(event_id=event_id, input_tokens=estimate)
+        except BudgetExceeded as exceeded:
+            report.refused.append(exceeded.reason)
+            return
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))))
