@@ -2,7 +2,7 @@
 
 import sys
 
-_EXTRA_OF_PACKAGE = {"aiokafka": "kafka", "cramjam": "kafka"}
+_EXTRA_OF_PACKAGE = {"confluent_kafka": "kafka"}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Sending events to Kafka: every record acknowledged by all replicas, none twice.
 
-aiokafka is imported on first use, so that the package stays light without the extra ``kafka``.
+aiokafka is imported on first use, so that the package stays light without the extra ``all``.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ MAX_RECORD_BYTES = 2 * 1024 * 1024
 
 
 class KafkaExtraMissing(ImportError):
-    """aiokafka is not installed; ``pip install 'tallyport[kafka]'`` adds it."""
+    """aiokafka is not installed; ``pip install 'tallyport[all]'`` adds it."""
 
     def __init__(self) -> None:
-        super().__init__("sending to Kafka needs the extra: pip install 'tallyport[kafka]'")
+        super().__init__("the publisher needs the extra: pip install 'tallyport[all]'")
 
 
 class Publisher:
