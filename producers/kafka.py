@@ -22,11 +22,12 @@ BATCH_BYTES = 256 * 1024
 MAX_RECORD_BYTES = 2 * 1024 * 1024
 
 
-class KafkaExtraMissing(ImportError):
+class KafkaExtraMissing(ModuleNotFoundError):
     """aiokafka is not installed; ``pip install 'tallyport[all]'`` adds it."""
 
     def __init__(self) -> None:
-        super().__init__("the publisher needs the extra: pip install 'tallyport[all]'")
+        text = "the publisher needs the extra: pip install 'tallyport[all]'"
+        super().__init__(text, name="aiokafka")
 
 
 class Publisher:

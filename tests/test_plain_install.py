@@ -1,4 +1,4 @@
-"""`pip install tallyport` alone: the wheel and its one dependency in an environment of their own."""
+"""`pip install tallyport` alone: the wheel and its dependency in an environment of their own."""
 
 import json
 import os

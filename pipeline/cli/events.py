@@ -1,19 +1,32 @@
-"""``emit``: events from a file or stdin to Kafka."""
+"""``emit``: events from a file or stdin to the deployment, the way the SDK sends them."""
 
+import asyncio
 import os
 import sys
+import threading
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from pipeline.cli.context import Kafka, on_kafka
+from pipeline.cli.context import DOTENV, run_async, settings
 from pipeline.cli.lines import Line, follow_lines
 from pipeline.cli.output import as_json, print_json, progress
+from pipeline.core.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
+    from producers.segment import Entry
+    from producers.transports.transport import Outcome, Transport
+
+GIVE_UP_S = 60.0
+"""For so long the same events are sent again; then they have failed, and nothing more is read."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _SHOWN_REJECTIONS = 1_000
-_FLUSH_TIMEOUT_S = 60.0
 
 
 @dataclass
@@ -31,6 +44,17 @@ class _Report:
             if not quiet:
                 click.echo(f"line {line}: {reason}: {detail}", err=True)
 
+    @property
+    def answered(self) -> int:
+        return self.sent + self.rejected + self.failed
+
+
+class _Numbered(NamedTuple):
+    """A valid event and the number of its line."""
+
+    line: int
+    entry: "Entry"
+
 
 @click.command()
 @click.argument(
@@ -40,44 +64,144 @@ class _Report:
 def emit(file: str | None, json_wanted: bool) -> int:
     """Send events from FILE (or stdin), one JSON object per line.
 
-    Lines that are no valid event are reported with their number and not sent. Whether an event is
-    too old or in the future is judged by Kafka's time and so later, by the worker. Exit status 1
-    when any line was rejected or failed.
+    They go over HTTP where TALLYPORT_API_URL is set, else to Kafka. Lines that are no valid event
+    are reported with their number and not sent. On Kafka, whether an event is too old or in the
+    future is judged by Kafka's time and so later, by the worker. What is not acknowledged within a
+    minute has failed, and what comes after it is not sent. Exit status 1 when any line was
+    rejected or failed.
     """
-    if file is None or file == "-":
-        report = on_kafka(lambda kafka: _emit(kafka, sys.stdin.fileno(), json_wanted))
-    else:
-        descriptor = os.open(Path(file), os.O_RDONLY)
-        try:
-            report = on_kafka(lambda kafka: _emit(kafka, descriptor, json_wanted))
-        finally:
-            os.close(descriptor)
+    with _opened(file) as descriptor:
+        report = run_async(_emit(descriptor, json_wanted))
     return _show(report, json_wanted)
 
 
-async def _emit(kafka: Kafka, descriptor: int, quiet: bool) -> _Report:
+@contextmanager
+def _opened(file: str | None) -> Generator[int]:
+    if file is None or file == "-":
+        yield sys.stdin.fileno()
+        return
+    descriptor = os.open(Path(file), os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+async def _emit(descriptor: int, quiet: bool) -> _Report:
     from pipeline.core.event_codec import MAX_EVENT_BYTES
-    from producers.kafka import Publisher
 
     report = _Report()
-    async with Publisher(kafka.client, kafka.topics.events) as publisher:
+    async with _Sender(await _connected(settings()), report, quiet) as sender:
         with progress("events") as done:
             async for lines in follow_lines(descriptor, MAX_EVENT_BYTES):
-                await publisher.send_many(_valid(lines, report, quiet))
-                done(publisher.sent + publisher.failed + report.rejected)
-            await publisher.flush(_FLUSH_TIMEOUT_S)
-        report.sent, report.failed = publisher.sent, publisher.failed
-        if publisher.last_error is not None:
-            report.trouble = " ".join(str(publisher.last_error).split())
+                for batch in _batches(_valid(lines, report, quiet)):
+                    await sender.send(batch)
+                    done(report.answered)
+                if report.failed:
+                    break
     return report
 
 
-def _valid(lines: list[Line], report: _Report, quiet: bool) -> list[tuple[bytes, bytes]]:
-    """The (key, value) pairs of the lines that are valid events; the others go into the report."""
+async def _connected(configured: "Settings") -> "Transport":
+    """What the SDK would send with. Raises ``ConfigurationError`` and ``KafkaUnreachable``."""
+    from pipeline.kafka import check_kafka, kafka_address
+    from producers.settings import KAFKA_NAMES, read_settings
+
+    found, mistakes = read_settings(os.environ, DOTENV)
+    if mistakes:
+        raise ConfigurationError("\n".join(mistakes))
+    if found.api_url:
+        from producers.transports.http import HttpTransport
+
+        return HttpTransport(found.api_url, found.api_key)
+    from producers.transports.kafka import KafkaTransport, client_settings
+
+    await check_kafka(configured)
+    names = [name.lower() for name in KAFKA_NAMES]
+    given = {name.removeprefix("kafka_"): getattr(configured, name) for name in names}
+    given["bootstrap"] = kafka_address(configured)
+    return KafkaTransport(client_settings(given), configured.topic_prefix)
+
+
+class _Sender:
+    """Sends batches one after the other and enters into the report what became of each event."""
+
+    def __init__(self, transport: "Transport", report: _Report, quiet: bool) -> None:
+        self._transport = transport
+        self._report = report
+        self._quiet = quiet
+        self._stop = threading.Event()
+
+    async def __aenter__(self) -> "_Sender":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stop.set()
+        await asyncio.to_thread(self._transport.close)
+
+    async def send(self, batch: Sequence[_Numbered]) -> None:
+        """Stays with a batch until each event is answered, or ``GIVE_UP_S`` have passed."""
+        report = self._report
+        if report.failed:
+            return
+        waiting, pause_s = list(batch), _FIRST_PAUSE_S
+        end_s = time.monotonic() + GIVE_UP_S
+        while True:
+            outcomes = await asyncio.to_thread(self._deliver, [one.entry for one in waiting])
+            unanswered: list[_Numbered] = []
+            for one, outcome in zip(waiting, outcomes, strict=True):
+                if outcome is None:
+                    unanswered.append(one)
+                elif outcome.reason is None:
+                    report.sent += 1
+                else:
+                    report.reject(one.line, outcome.reason, outcome.detail, self._quiet)
+            waiting = unanswered
+            if not waiting:
+                report.trouble = ""
+                return
+            if time.monotonic() + pause_s > end_s:
+                report.failed += len(waiting)
+                report.trouble += f"; given up at line {waiting[0].line}"
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    def _deliver(self, entries: "Sequence[Entry]") -> "Sequence[Outcome | None]":
+        from producers.transports.transport import Unavailable
+
+        try:
+            outcomes = self._transport.deliver(entries, self._stop)
+        except Unavailable as error:
+            self._report.trouble = str(error)
+            return [None] * len(entries)
+        self._report.trouble = "not everything was acknowledged"
+        return outcomes
+
+
+def _batches(events: Sequence[_Numbered]) -> Generator[Sequence[_Numbered]]:
+    """The events in as many as a transport takes at once."""
+    from producers.courier import MAX_BYTES, MAX_ENTRIES
+
+    batch: list[_Numbered] = []
+    size = 0
+    for one in events:
+        size += len(one.entry.value)
+        if batch and (len(batch) == MAX_ENTRIES or size > MAX_BYTES):
+            yield batch
+            batch, size = [], len(one.entry.value)
+        batch.append(one)
+    if batch:
+        yield batch
+
+
+def _valid(lines: list[Line], report: _Report, quiet: bool) -> list[_Numbered]:
+    """The lines that are valid events; the others go into the report."""
     from pipeline.core.event_codec import MAX_EVENT_BYTES, decode_event
     from pipeline.core.rejections import TOO_LARGE, Rejection
+    from producers.segment import Entry
 
-    pairs: list[tuple[bytes, bytes]] = []
+    valid: list[_Numbered] = []
     for number, text in lines:
         if text is None:
             report.reject(number, TOO_LARGE, f"value: at most {MAX_EVENT_BYTES} bytes", quiet)
@@ -86,8 +210,8 @@ def _valid(lines: list[Line], report: _Report, quiet: bool) -> list[tuple[bytes,
         if isinstance(event, Rejection):
             report.reject(number, event.reason, event.detail, quiet)
         else:
-            pairs.append((event.port_id.encode(), text))
-    return pairs
+            valid.append(_Numbered(number, Entry(event.port_id.encode(), text, 0)))
+    return valid
 
 
 def _show(report: _Report, json_wanted: bool) -> int:
@@ -103,5 +227,5 @@ def _show(report: _Report, json_wanted: bool) -> int:
     else:
         click.echo(f"sent {report.sent}, rejected {report.rejected}, failed {report.failed}")
     if report.trouble:
-        click.echo(f"tallyport: Kafka: {report.trouble}", err=True)
+        click.echo(f"tallyport: {report.trouble}", err=True)
     return 1 if report.rejected or report.failed else 0

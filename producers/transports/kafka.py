@@ -25,11 +25,12 @@ _QUIET = logging.getLogger("tallyport.librdkafka")
 _CRITICAL_ONLY = 2
 
 
-class KafkaMissing(ImportError):
+class KafkaMissing(ModuleNotFoundError):
     """confluent-kafka is not installed; ``pip install 'tallyport[kafka]'`` adds it."""
 
     def __init__(self) -> None:
-        super().__init__("Kafka needs the extra: pip install 'tallyport[kafka]'")
+        text = "Kafka needs the extra: pip install 'tallyport[kafka]'"
+        super().__init__(text, name="confluent_kafka")
 
 
 class KafkaTransport:
