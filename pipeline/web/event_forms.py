@@ -7,7 +7,7 @@ here only the seams between events are looked for.
 
 import re
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -37,11 +37,15 @@ _SEAM: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{\]},]', re.DOTALL)
 _raw_array: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-class Submitted(NamedTuple):
-    """One event as it goes to Kafka: the bytes that the client sent, and record headers."""
+class Submitted(msgspec.Struct, gc=False):
+    """One event as it goes to Kafka: the bytes that the client sent, and record headers.
+
+    ``is_whole`` where the bytes are known to be exactly one JSON value.
+    """
 
     value: bytes
     headers: Headers = _NONE
+    is_whole: bool = False
 
 
 def media_type(content_type: str | None) -> str:
@@ -86,13 +90,13 @@ def take_apart(
 
 def _array(body: bytes, headers: Headers, otherwise: Rejection) -> list[Submitted | Rejection]:
     try:
-        elements = [bytes(raw) for raw in _raw_array.decode(body)]
+        elements = _raw_array.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         loose = _split_loosely(body)
         if loose is None:
             return [otherwise]
-        elements = loose
-    return _counted([Submitted(element, headers) for element in elements])
+        return _counted([Submitted(element, headers) for element in loose])
+    return _counted([Submitted(bytes(raw), headers, True) for raw in elements])
 
 
 def _split_loosely(body: bytes) -> list[bytes] | None:

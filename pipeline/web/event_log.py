@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
@@ -32,7 +33,7 @@ RETRY_S = 1.0
 BROKER_AWAY_S = 2
 
 
-class Outgoing(NamedTuple):
+class Outgoing(msgspec.Struct, gc=False):
     """A record to send; ``key`` is the port's id and decides the partition."""
 
     key: bytes
@@ -40,11 +41,8 @@ class Outgoing(NamedTuple):
     headers: Headers
 
 
-class Placed(NamedTuple):
-    """Where an acknowledged record stands."""
-
-    partition: int
-    offset: int
+Placed = tuple[int, int]
+"""Where an acknowledged record stands: partition and offset."""
 
 
 class _Parcel:
@@ -143,19 +141,18 @@ class EventLog:
         if not self._lanes:
             raise unavailable(self._trouble or "Kafka is away", BROKER_AWAY_S)
         parcels: dict[int, _Parcel] = {}
-        places: list[tuple[_Parcel, int, int]] = []
         partitions = len(self._lanes)
-        for record in records:
-            partition = home_partition(record.key, partitions)
+        homes = [home_partition(record.key, partitions) for record in records]
+        for record, partition in zip(records, homes, strict=True):
             parcel = parcels.get(partition)
             if parcel is None:
                 parcel = parcels[partition] = _Parcel()
-            places.append((parcel, partition, len(parcel.records)))
             parcel.records.append(record)
         for partition, parcel in parcels.items():
             self._lanes[partition].add(parcel)
         await self._settled([*parcels.values()])
-        return [Placed(partition, parcel.offsets[at]) for parcel, partition, at in places]
+        offsets = {partition: iter(parcel.offsets) for partition, parcel in parcels.items()}
+        return [(partition, next(offsets[partition])) for partition in homes]
 
     async def _settled(self, parcels: list[_Parcel]) -> None:
         waiting = [parcel.done for parcel in parcels]

@@ -15,6 +15,7 @@ from pipeline.core.event_codec import (
     TimeLimits,
     UnknownFields,
     decode_event,
+    decode_plain_array,
     judge_time,
 )
 from pipeline.core.event_fields import COUNTERS, FIELDS, OPTIONAL_TEXTS
@@ -434,6 +435,26 @@ def test_the_fast_reader_agrees_with_the_careful_one(value: bytes):
     if isinstance(careful, Rejection):
         assert careful.reason in rejections.EVENT_REASONS
         assert "\n" not in careful.detail
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(records(), max_size=4))
+def test_an_array_is_read_as_its_elements_are(values: list[bytes]):
+    array = b"[" + b",".join(values) + b"]"
+    try:
+        elements = msgspec.json.decode(array, type=list[msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        assert decode_plain_array(array) is None
+        return
+    events = decode_plain_array(array)
+    assert events is None or events == [decode_event(bytes(element), ()) for element in elements]
+
+
+def test_an_array_of_usual_events_is_read_at_once():
+    values = [encoded(event_id=f"e{n}", audio_seconds=n) for n in range(3)]
+    found = decode_plain_array(b"[" + b",".join(values) + b"]")
+    assert found == [decode_event(value, ()) for value in values]
+    assert decode_plain_array(b"[" + values[0] + b",7]") is None
 
 
 @settings(max_examples=300, deadline=None)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import ConfigurationError, InvalidField
+from pipeline.core.rejections import Rejection
 from pipeline.core.scopes import RecordKey
 from pipeline.web.bodies import InFlight
-from pipeline.web.event_forms import take_apart
+from pipeline.web.event_forms import Submitted, take_apart
 from pipeline.web.event_log import EventLog, Outgoing
 from pipeline.web.key_file import KeyTable, create_key, read_keys
 from pipeline.web.problems import Problem
@@ -71,13 +72,16 @@ async def test_without_a_broker_nothing_is_claimed_accepted() -> None:
     ],
 )
 def test_an_array_comes_apart_at_its_seams(body: bytes, values: list[bytes]) -> None:
-    assert [one[0] for one in take_apart(body, "application/json")] == values
+    found = take_apart(body, "application/json")
+    assert [one.value for one in found if isinstance(one, Submitted)] == values
+    assert len(found) == len(values)
 
 
 @pytest.mark.parametrize("body", [b"[{]", b"[1}", b"[1][2]", b"[", b"[1"])
 def test_an_array_without_seams_is_refused_whole(body: bytes) -> None:
-    [rejection] = take_apart(body, "application/json")
-    assert rejection[0] if isinstance(rejection, tuple) else rejection.reason == "malformed-json"
+    assert take_apart(body, "application/json") == [
+        Rejection("malformed-json", "body: no JSON array")
+    ]
 
 
 def entry(partition: int, offset: int) -> Entry:
