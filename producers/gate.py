@@ -13,6 +13,8 @@ from producers.reservations import Hold, Reservations, ScopeView, homes_of
 
 MAX_VIEWS = 50_000
 TICK_S = 1.0
+SAME_TIME_S = 0.1
+"""For so long the time of the newest heartbeat is carried on without asking the mirror again."""
 
 
 Ids = tuple[str | None, str | None, str | None, str | None]
@@ -46,6 +48,7 @@ class Gate:
         self._freshness = INITIALIZING
         self._due_s = 0.0
         self._reset_s = inf
+        self._time = (inf, 0)
         self._changed = threading.Condition()
 
     # -- asking ----------------------------------------------------------------------------
@@ -147,6 +150,7 @@ class Gate:
             now_s = self._clock()
             taken = self._mirror.take(partition, key, value, now_s)
             if isinstance(taken, Heartbeat):
+                self._time = (inf, 0)
                 self._reservations.contain(self._mirror)
                 if self._freshness not in (LIVE, INITIALIZING):
                     self._due_s = 0.0
@@ -231,8 +235,14 @@ class Gate:
             return asked
 
     def _now_ms(self, now_s: float) -> int:
+        known_s, known_ms = self._time
+        if known_s <= now_s < known_s + SAME_TIME_S:
+            return known_ms + int((now_s - known_s) * 1000)
         now_ms = self._mirror.now_ms(now_s)
-        return int(self._wall_clock() * 1000) if now_ms is None else now_ms
+        if now_ms is None:
+            return int(self._wall_clock() * 1000)
+        self._time = (now_s, now_ms)
+        return now_ms
 
     def _tick(self, now_s: float) -> None:
         """Looks at what passes with time alone: freshness, ends of periods, forgotten calls."""

@@ -57,7 +57,7 @@ class _Snapshot:
 
     def __init__(self) -> None:
         self.table = StateTable()
-        self.partition_of: dict[RecordKey, int] = {}
+        self.partition_of: dict[tuple[str, str, str], int] = {}
 
 
 class Mirror:
@@ -164,11 +164,12 @@ class Mirror:
         """The states that count for ``scope`` (internal form) at ``now_ms``."""
         if not self._is_initialized:
             return []
-        found: list[Entry] = []
-        for record in self._snapshot.table.asked([scope], now_ms):
-            key = RecordKey(scope, record.state.unit, record.state.period)
-            found.append(Entry(record, self._snapshot.partition_of.get(key)))
-        return found
+        partition_of = self._snapshot.partition_of
+        return [
+            # A plain tuple is found as its named kind is, and is quicker made.
+            Entry(record, partition_of.get((scope, record.state.unit, record.state.period)))
+            for record in self._snapshot.table.asked([scope], now_ms)
+        ]
 
     def everything(self) -> list[Entry]:
         """Every mirrored state as it was last sent, with its partition."""

@@ -17,6 +17,8 @@ from producers.steady import steady
 BATCH_S = 0.005
 POLL_S = 0.0005
 PROBE_CAP = 10
+ASKED_AT_ONCE = 32
+"""Of the probes that are not refused yet, the first ones: more than a slow way round holds."""
 
 
 async def load(bootstrap: str, topic: str, rate: int, seconds: int) -> None:
@@ -42,7 +44,7 @@ def gate(first: int, probes: int, seconds: float) -> dict[int, float]:
         waiting = list(range(first, first + probes))
         end_s = time.monotonic() + seconds
         while waiting and time.monotonic() < end_s:
-            for number in waiting[:4]:
+            for number in waiting[:ASKED_AT_ONCE]:
                 if not meter.check(port_id=f"probe-{number}").allowed:
                     refused[number] = time.time()
                     waiting.remove(number)

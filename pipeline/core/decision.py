@@ -33,7 +33,9 @@ LIVE = "LIVE"
 STALE = "STALE"
 OFF = "OFF"
 
-_TIE_KINDS = ("user", "group", "port", "org", "all")
+_TIE_OF_KIND = {kind: rank for rank, kind in enumerate(("user", "group", "port", "org", "all"))}
+_TIE_OF_UNIT = {unit: rank for rank, unit in enumerate(UNITS)}
+_TIE_OF_PERIOD = {period: rank for rank, period in enumerate(PERIODS)}
 _NOTHING_FITS = -1
 
 Rank = tuple["int | float | _Share", ...]
@@ -319,8 +321,8 @@ def _refusal_rank(policy: Asked) -> tuple[int, ...]:
 
 
 def _ties(state: State) -> tuple[int, int, int]:
-    kind = scope_kind(state.scope)
-    return _TIE_KINDS.index(kind), UNITS.index(state.unit), PERIODS.index(state.period)
+    kind = _TIE_OF_KIND[scope_kind(state.scope)]
+    return kind, _TIE_OF_UNIT[state.unit], _TIE_OF_PERIOD[state.period]
 
 
 def _units(nano: int) -> Decimal:

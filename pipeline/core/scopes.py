@@ -100,9 +100,10 @@ def is_star_id(scope: str) -> bool:
 
 def wildcard_of(scope: str) -> str | None:
     """The wildcard that covers ``scope``; None for ``all`` and for wildcards."""
-    if scope == ALL or is_wildcard(scope):
-        return None
-    return f"{scope_kind(scope)}:*"
+    kind, colon, plain_id = scope.partition(":")
+    if colon:
+        return None if plain_id == "*" else f"{kind}:*"
+    return f"{scope[:-2]}:*" if is_star_id(scope) else None
 
 
 def record_key(scope: str, unit: str, period: str) -> str:

@@ -53,7 +53,8 @@ class KafkaTransport:
         except ImportError as error:
             raise KafkaMissing from error
         self._kafka = confluent_kafka
-        self._client = {**client, "log_level": str(_CRITICAL_ONLY)}
+        # A batch or a fetch that waits to share a packet with the next would wait 40 ms.
+        self._client = {**client, "socket.nagle.disable": "true", "log_level": str(_CRITICAL_ONLY)}
         self._prefix = topic_prefix
         self._currency = currency
         self._price_lead_s = price_lead_s
