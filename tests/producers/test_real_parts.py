@@ -21,10 +21,10 @@ from pipeline.kafka import client_kwargs
 from pipeline.ops.deployment import Deployment, child_environ
 from pipeline.settings import Settings
 from pipeline.stream.policy_log import write_policies
-from pipeline.stream.reader import read_to_end
 from pipeline.stream.topics import Topics
 from producers import BudgetExceeded, Meter
 from tests.producers.capped_service import Report
+from tests.producers.deployed import deployed, environ_of, events_of
 from tests.producers.sides import until
 
 ROOT = Path(__file__).parent.parent.parent
@@ -35,37 +35,14 @@ WAIT_S = 60.0
 
 @pytest.fixture(scope="module")
 def deployment(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    settings = Settings(
-        kafka_bootstrap=kafka,
-        topic_prefix=f"t{uuid.uuid4().hex[:10]}.",
-        data_dir=tmp_path_factory.mktemp("deployment"),
-        ledger_port=0,
-        api_port=0,
-        partitions=2,
-        replication=1,
-    )
-    running = Deployment(settings, parts=("worker", "api"))
-    asyncio.run(running.start())
-    yield running
-    asyncio.run(running.stop())
+    with deployed(kafka, tmp_path_factory.mktemp("deployment")) as running:
+        yield running
 
 
 @pytest.fixture(params=["http", "kafka"])
 def environ(request: pytest.FixtureRequest, deployment: Deployment, tmp_path: Path) -> Any:
     """The settings of a service."""
     return environ_of(deployment, request.param, tmp_path)
-
-
-def environ_of(deployment: Deployment, transport: str, folder: Path) -> dict[str, str]:
-    spool = {"TALLYPORT_SPOOL_DIR": str(folder / "spool")}
-    if transport == "http":
-        return {"TALLYPORT_API_URL": deployment.api_url, **spool}
-    settings = deployment.settings
-    return {
-        "TALLYPORT_KAFKA_BOOTSTRAP": settings.kafka_bootstrap or "",
-        "TALLYPORT_TOPIC_PREFIX": settings.topic_prefix,
-        **spool,
-    }
 
 
 def set_budget(deployment: Deployment, scope: str, hard_cap: int, **changes: Any) -> None:
@@ -79,22 +56,6 @@ def set_budget(deployment: Deployment, scope: str, hard_cap: int, **changes: Any
             [policy_from_object({**policy, **changes})],
         )
     )
-
-
-def events_of(deployment: Deployment, port_id: str) -> list[dict[str, Any]]:
-    """A port's events as they stand in Kafka, in order."""
-
-    async def read() -> list[dict[str, Any]]:
-        settings = deployment.settings
-        topic = Topics(settings.topic_prefix).events
-        return [
-            json.loads(record.value)
-            async for records in read_to_end(client_kwargs(settings), topic)
-            for record in records
-            if record.key == port_id.encode()
-        ]
-
-    return asyncio.run(read())
 
 
 def calls_until_refused(meter: Meter, port_id: str) -> int:
