@@ -129,6 +129,33 @@ def test_the_core_takes_nothing_but_intern_from_sys() -> None:
     assert taken <= {"intern", "maxsize"}
 
 
+def test_struct_types_are_prepared_at_import() -> None:
+    """Two threads that first decode into the same struct at once crash the interpreter (msgspec
+    0.22). What runs in services therefore makes its decoders while it is imported."""
+    late = [
+        f"{name}:{node.lineno}"
+        for package in ("pipeline.core", "producers")
+        for name, path in modules_under(package)
+        for function in ast.walk(tree(path))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and (
+            (node.func.attr == "decode" and any(word.arg == "type" for word in node.keywords))
+            or (node.func.attr == "Decoder" and node.args)
+            or (node.func.attr == "convert" and not has_prepared_types(path))
+        )
+    ]
+    assert late == []
+
+
+def has_prepared_types(path: Path) -> bool:
+    return bool(
+        re.search(r"^(_PREPARED|_decoder) = msgspec\.\w+\.Decoder\(", path.read_text(), re.M)
+    )
+
+
 def test_the_core_asks_no_clock() -> None:
     asked = [
         f"{name}:{node.lineno}"

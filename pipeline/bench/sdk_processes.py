@@ -5,6 +5,7 @@ python -m pipeline.bench.sdk_processes gate FIRST_PROBE PROBES SECONDS
 """
 
 import asyncio
+import itertools
 import json
 import sys
 import time
@@ -28,7 +29,7 @@ async def load(bootstrap: str, topic: str, rate: int, seconds: int) -> None:
         started_s, sent = time.perf_counter(), 0
         while sent < rate * seconds:
             due = min(rate * seconds, int((time.perf_counter() - started_s) * rate))
-            batch = [pair for pair, _ in zip(events, range(due - sent), strict=False)]
+            batch = [*itertools.islice(events, due - sent)]
             sent += await publisher.send_many(batch)
             await asyncio.sleep(BATCH_S)
         await publisher.flush()

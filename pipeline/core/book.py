@@ -88,6 +88,13 @@ class ByLength(msgspec.Struct, frozen=True):
     price: BookPrice
 
 
+_PREPARED = msgspec.json.Decoder(
+    tuple[tuple[SeasonPrices, ...], tuple[Variant, ...], ByLength | None]
+)
+"""Unused, but made while the module is imported: msgspec 0.22 crashes the interpreter when two
+threads meet a struct's type for the first time at once, as two meters of a process would."""
+
+
 class BookModel(msgspec.Struct, frozen=True):
     """One model: how it is recognised and what it costs; the last season that applies counts."""
 

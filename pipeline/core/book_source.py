@@ -67,9 +67,7 @@ _MINIMUM_AUDIO_S = {
 
 def compile_content() -> BookContent:
     """The content of the book for the installed version of the library."""
-    extra = msgspec.json.decode(
-        files("pipeline.core").joinpath("extra_prices.json").read_bytes(), type=_Extra
-    )
+    extra = _extra_decoder.decode(files("pipeline.core").joinpath("extra_prices.json").read_bytes())
     by_length = {(entry.provider, entry.model): entry for entry in extra.by_length}
     return BookContent(
         source=f"genai-prices {version('genai-prices')}, extra prices of {extra.as_of}",
@@ -92,6 +90,9 @@ class _Extra(msgspec.Struct):
     as_of: str
     by_length: list[_ExtraPrice]
     free: list[str]
+
+
+_extra_decoder = msgspec.json.Decoder(_Extra)
 
 
 def _provider(

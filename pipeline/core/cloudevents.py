@@ -27,6 +27,9 @@ class Attributes(msgspec.Struct, frozen=True):
     subject: str | None = None
 
 
+_PREPARED = msgspec.json.Decoder(Attributes)  # at import, for the reason given in `book`
+
+
 class Envelope(msgspec.Struct, frozen=True):
     """``data`` is the parsed payload; ``raw_data`` its bytes where they came as base64."""
 

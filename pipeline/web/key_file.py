@@ -74,6 +74,9 @@ class _File(msgspec.Struct):
     keys: tuple[Key, ...] = ()
 
 
+_decoder = msgspec.json.Decoder(_File)
+
+
 def read_keys(path: Path) -> tuple[Key, ...]:
     """Every key of the file, revoked ones included; an empty file has none.
 
@@ -86,7 +89,7 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     if not text.strip():
         return ()
     try:
-        keys = msgspec.json.decode(text, type=_File).keys
+        keys = _decoder.decode(text).keys
         for key in keys:
             _check(key)
     except (msgspec.MsgspecError, UnicodeDecodeError, InvalidField) as error:

@@ -5,9 +5,11 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ import pytest
 from pipeline.core.policies import policy_from_object
 from pipeline.kafka import client_kwargs
 from pipeline.ops.deployment import Deployment, child_environ
+from pipeline.ops.loopback_ports import free_port
 from pipeline.settings import Settings
 from pipeline.stream.policy_log import write_policies
 from pipeline.stream.topics import Topics
@@ -200,6 +203,45 @@ def most_within(times_s: list[float], span_s: float) -> int:
             first += 1
         most = max(most, last - first + 1)
     return most
+
+
+def get(url: str) -> int:
+    """The status of the answer, 0 while nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def test_the_example_is_capped_while_it_runs(
+    deployment: Deployment, environ: dict[str, str]
+) -> None:
+    """Ten calls of 100 tokens fit, the next is refused, and with a higher cap they go on."""
+    port_id = f"example-{uuid.uuid4().hex[:8]}"
+    set_budget(deployment, f"port:{port_id}", 0)
+    port = free_port()
+    command = ["-m", "uvicorn", "examples.service:app", "--port", str(port)]
+    whole = {**child_environ(deployment.settings, os.environ), **environ, "PYTHONPATH": str(ROOT)}
+    with (deployment.settings.data_dir / "example.log").open("ab") as log:
+        service = subprocess.Popen([sys.executable, *command], env=whole, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}/summary/{port_id}?text=hello"
+    try:
+        until(lambda: get(url.replace(port_id, "other")) == 200, "the service to run")
+        until(lambda: get(url) == 402, "the service to know the budget")
+        for cap in (CAP, 2 * CAP):
+            set_budget(deployment, f"port:{port_id}", cap)
+            for number in range(10):
+                until(lambda: get(url) == 200, f"call {number} to fit into {cap}")
+            assert [get(url) for _ in range(5)] == [402] * 5
+    finally:
+        service.terminate()
+        assert service.wait(30) in (0, -signal.SIGTERM)
+    used = sum(event["input_tokens"] + event["output_tokens"]
+               for event in events_of(deployment, port_id))  # fmt: skip
+    assert used == 2 * CAP
 
 
 def ask(deployment: Deployment, **asked: Any) -> dict[str, Any]:
