@@ -31,12 +31,11 @@ from pipeline.core.rates import RateSet, UsedRate, parse_rate
 from pipeline.core.rejections import Rejection
 from pipeline.core.scopes import ALL, event_scopes, is_wildcard, scope_kind
 from pipeline.core.windows import window
-from producers.gate import Gate
 from producers.meter import Meter
 from producers.prices import Prices
 from producers.segment import Entry
 from producers.settings import MeterSettings
-from producers.transports.transport import Follower, Outcome, Unavailable
+from producers.transports.transport import Follower, Outcome, StateTaker, Unavailable
 
 WAIT_S = 10.0
 _DAY_US = 86_400_000_000
@@ -54,7 +53,7 @@ class FakeDeployment:
         self._accepted: dict[tuple[str, str], Event] = {}
         self._policies: dict[str, Policy] = {}
         self._rates: list[UsedRate] = []
-        self._gates: list[Gate] = []
+        self._gates: list[StateTaker] = []
         self._prices: list[Prices] = []
         self._offset = 0
         self._version = 0
@@ -95,17 +94,18 @@ class FakeDeployment:
             self._publish()
             return outcomes
 
-    def followers(self, gate: Gate, prices: Prices) -> Sequence[Follower]:
+    def followers(self, gate: StateTaker, prices: Prices | None) -> Sequence[Follower]:
         """See ``Transport``."""
 
         def follow(stop: threading.Event) -> None:
             with self._lock:
                 self._gates.append(gate)
-                self._prices.append(prices)
                 gate.begin(1)
                 self._publish()
                 gate.caught_up()
-                prices.update(self._price_version())
+                if prices is not None:
+                    self._prices.append(prices)
+                    prices.update(self._price_version())
             stop.wait()
 
         return [follow]

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from pipeline.cli.context import DOTENV, run_async, settings
+from pipeline.cli.context import run_async
 from pipeline.cli.lines import Line, follow_lines
 from pipeline.cli.output import as_json, print_json, progress
-from pipeline.core.errors import ConfigurationError
+from pipeline.cli.transports import connected
 
 if TYPE_CHECKING:
-    from pipeline.settings import Settings
     from producers.segment import Entry
     from producers.transports.transport import Outcome, Transport
 
@@ -91,7 +90,7 @@ async def _emit(descriptor: int, quiet: bool) -> _Report:
     from pipeline.core.event_codec import MAX_EVENT_BYTES
 
     report = _Report()
-    async with _Sender(await _connected(settings()), report, quiet) as sender:
+    async with _Sender(await connected(), report, quiet) as sender:
         with progress("events") as done:
             async for lines in follow_lines(descriptor, MAX_EVENT_BYTES):
                 for batch in _batches(_valid(lines, report, quiet)):
@@ -100,27 +99,6 @@ async def _emit(descriptor: int, quiet: bool) -> _Report:
                 if report.failed:
                     break
     return report
-
-
-async def _connected(configured: "Settings") -> "Transport":
-    """What the SDK would send with. Raises ``ConfigurationError`` and ``KafkaUnreachable``."""
-    from pipeline.kafka import check_kafka, kafka_address
-    from producers.settings import KAFKA_NAMES, read_settings
-
-    found, mistakes = read_settings(os.environ, DOTENV)
-    if mistakes:
-        raise ConfigurationError("\n".join(mistakes))
-    if found.api_url:
-        from producers.transports.http import HttpTransport
-
-        return HttpTransport(found.api_url, found.api_key)
-    from producers.transports.kafka import KafkaTransport, client_settings
-
-    await check_kafka(configured)
-    names = [name.lower() for name in KAFKA_NAMES]
-    given = {name.removeprefix("kafka_"): getattr(configured, name) for name in names}
-    given["bootstrap"] = kafka_address(configured)
-    return KafkaTransport(client_settings(given), configured.topic_prefix)
 
 
 class _Sender:

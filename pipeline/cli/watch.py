@@ -1,20 +1,24 @@
 """``watch``: budget states as they change."""
 
 import asyncio
+import contextlib
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from pipeline.cli.context import Kafka, on_kafka
+from pipeline.cli.context import run_async
 from pipeline.cli.output import as_json, print_json, print_table
+from pipeline.core.errors import TallyportError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from pipeline.core.budgets import StateRecord, StateTable
+    from producers.transports.transport import Transport
 
 _COLUMNS = ("scope", "unit", "period", "status", "used", "remaining", "hard_cap", "resets_at")
 _STYLES = {
@@ -23,7 +27,9 @@ _STYLES = {
     "ok": "green",
     "disabled": "dim",
 }
-_POLL_MS = 250
+_QUEUED = 1_000
+_AGAIN_S = 0.5
+_JOIN_S = 5.0
 _TABLE_MARGIN = 6
 
 
@@ -34,12 +40,24 @@ class _Change(NamedTuple):
     record: "StateRecord | None"
 
 
+_Record = tuple[bytes | str, bytes | None]
+
+
+class _Told(NamedTuple):
+    """Records of states; ``is_whole`` where they are all that there are."""
+
+    is_whole: bool
+    records: list[_Record]
+
+
 @click.command()
 @click.argument("scopes", nargs=-1, metavar="[SCOPE]...")
 @click.option("--once", is_flag=True, help="Print the states as they are now and end.")
 @as_json
 def watch(scopes: tuple[str, ...], once: bool, json_wanted: bool) -> None:
     """Follow the states of all budgets, or of the SCOPEs given, until Ctrl-C.
+
+    They come over HTTP where TALLYPORT_API_URL is set, else from Kafka.
 
     A table on a terminal, one line per change elsewhere. With --json one object per change, the
     states as they are now first; a state that was taken away has "deleted": true.
@@ -48,86 +66,144 @@ def watch(scopes: tuple[str, ...], once: bool, json_wanted: bool) -> None:
 
     wanted = {parse_scope(scope) for scope in scopes}
     try:
-        on_kafka(lambda kafka: _watch(kafka, wanted, once, json_wanted))
+        run_async(_watch(wanted, once, json_wanted))
     except KeyboardInterrupt:
         if once:
             raise
 
 
-async def _watch(kafka: Kafka, wanted: set[str], once: bool, json_wanted: bool) -> None:
-    from pipeline.core.budgets import StateTable
+async def _watch(wanted: set[str], once: bool, json_wanted: bool) -> None:
+    from pipeline.cli.transports import connected
 
-    table = StateTable()
-    changes = _follow(kafka, wanted, table)
+    board = _Board(await connected(), wanted)
+    changes = board.follow()
     try:
         await anext(changes)
         if once and not json_wanted:
-            print_table([_fields(record) for record in _ranked(table)], _COLUMNS)
+            print_table([_fields(record) for record in _ranked(board.table)], _COLUMNS)
         elif json_wanted or not sys.stdout.isatty():
-            _print_changes([_Change("", record) for record in table.records()], json_wanted)
+            _print_changes([_Change("", record) for record in board.table.records()], json_wanted)
         if once:
             return
         if json_wanted or not sys.stdout.isatty():
             async for changed in changes:
                 _print_changes(changed, json_wanted)
         else:
-            await _show_table(table, changes)
+            await _show_table(board, changes)
     finally:
         await changes.aclose()
 
 
-async def _follow(
-    kafka: Kafka, wanted: set[str], table: "StateTable"
-) -> AsyncGenerator[list[_Change]]:
-    """First, once, all states that are there; then every change. ``table`` follows along."""
-    from aiokafka import AIOKafkaConsumer, TopicPartition
+class _Board:
+    """The states as the SDK's transport tells them, and what changed; see ``StateTaker``.
 
-    from pipeline.stream.reader import topic_partitions
+    ``table`` belongs to the event loop; what the follower's thread takes, it hands over.
+    """
 
-    consumer = AIOKafkaConsumer(
-        **kafka.client,
-        isolation_level="read_committed",
-        enable_auto_commit=False,
-        # With "latest" the client, which starts on its own, may win against the seek below.
-        auto_offset_reset="earliest",
-    )
-    await consumer.start()
-    try:
-        topic = kafka.topics.state
-        partitions = await topic_partitions(consumer, topic)
-        assigned = [TopicPartition(topic, partition) for partition in sorted(partitions)]
-        consumer.assign(assigned)
-        ends = await consumer.end_offsets(assigned)
-        await consumer.seek_to_beginning(*assigned)
-        waiting = set(assigned)
-        while True:
-            batches = await consumer.getmany(timeout_ms=_POLL_MS)
-            changes = [
-                change
-                for records in batches.values()
-                for record in records
-                if (change := _take(table, wanted, record.key, record.value))
-            ]
-            if waiting:
-                waiting = {tp for tp in waiting if await consumer.position(tp) < ends[tp]}
-                if not waiting:
-                    yield changes
-            else:
-                yield changes
-    finally:
-        await consumer.stop()
+    def __init__(self, transport: "Transport", wanted: set[str]) -> None:
+        from pipeline.core.budgets import StateTable
 
+        self.table = StateTable()
+        self._transport = transport
+        self._wanted = wanted
+        self._stop = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._queue = asyncio.Queue[_Told | TallyportError](_QUEUED)
+        self._is_reading = True
+        self._gathered: list[_Record] = []
+        self._has_told = False
 
-def _take(
-    table: "StateTable", wanted: set[str], key: bytes | None, value: bytes | None
-) -> _Change | None:
-    from pipeline.core.budgets import is_heartbeat
-    from pipeline.core.scopes import parse_key
+    async def follow(self) -> AsyncGenerator[list[_Change]]:
+        """First, once, all states that are there; then every change.
 
-    if key is None or is_heartbeat(key) or (wanted and parse_key(key).scope not in wanted):
-        return None
-    record = table.put(key, value)
-    return _Change(key.decode(), record) if record or value is None else None
+        Raises ``TallyportError`` where they cannot be had; later it waits for them to come back.
+        """
+        thread = threading.Thread(target=self._run, name="states", daemon=True)
+        thread.start()
+        try:
+            while True:
+                told = await self._queue.get()
+                if isinstance(told, TallyportError):
+                    raise told
+                yield self._apply(told)
+        finally:
+            self._stop.set()
+            await asyncio.to_thread(self._transport.close)
+            await asyncio.to_thread(thread.join, _JOIN_S)
+
+    def _apply(self, told: "_Told") -> list[_Change]:
+        from pipeline.core.budgets import StateTable
+
+        before = {record.state.key: record for record in self.table.records()}
+        if told.is_whole:
+            self.table = StateTable()
+        changes = [change for record in told.records if (change := self._put(*record))]
+        if not told.is_whole:
+            return changes
+        now = {record.state.key: record for record in self.table.records()}
+        changed = [_Change(key, new) for key, new in now.items() if before.get(key) != new]
+        return changed + [_Change(key, None) for key in before.keys() - now.keys()]
+
+    def _put(self, key: bytes | str, value: bytes | None) -> _Change | None:
+        from pipeline.core.errors import CorruptRecord, InvalidField
+        from pipeline.core.scopes import parse_key
+
+        text = key.decode(errors="replace") if isinstance(key, bytes) else key
+        try:
+            if self._wanted and parse_key(text).scope not in self._wanted:
+                return None
+            record = self.table.put(key, value)
+        except (CorruptRecord, InvalidField):  # as in the SDK, the last readable one stays
+            return None
+        return _Change(text, record) if record or value is None else None
+
+    # -- in the follower's thread --------------------------------------------------------------
+
+    def begin(self, partitions: int) -> None:
+        """See ``StateTaker``."""
+        del partitions
+        self._is_reading, self._gathered = True, []
+
+    def take(self, partition: int, key: bytes | str, value: bytes | None) -> None:
+        """See ``StateTaker``."""
+        from pipeline.core.budgets import is_heartbeat
+
+        del partition
+        if is_heartbeat(key):
+            return
+        if self._is_reading:
+            self._gathered.append((key, value))
+        else:
+            self._tell(_Told(False, [(key, value)]))
+
+    def caught_up(self, partitions: int | None = None) -> None:
+        """See ``StateTaker``."""
+        del partitions
+        if self._is_reading:
+            self._is_reading, self._has_told = False, True
+            self._tell(_Told(True, self._gathered))
+
+    def _run(self) -> None:
+        from producers.transports.transport import Unavailable
+
+        [follower] = self._transport.followers(self, None)
+        while not self._stop.is_set():
+            try:
+                follower(self._stop)
+            except Unavailable as error:
+                if not self._has_told:
+                    self._tell(TallyportError(str(error)))
+                    return
+            self._stop.wait(_AGAIN_S)
+
+    def _tell(self, told: "_Told | TallyportError") -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody listens any more
+            put = asyncio.run_coroutine_threadsafe(self._queue.put(told), self._loop)
+            while not self._stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    put.result(_AGAIN_S)
+                    return
+            put.cancel()
 
 
 def _fields(record: "StateRecord") -> dict[str, Any]:
@@ -170,15 +246,15 @@ def _ranked(table: "StateTable") -> list["StateRecord"]:
     return sorted(table.records(), key=rank)
 
 
-async def _show_table(table: "StateTable", changes: AsyncGenerator[list[_Change]]) -> None:
+async def _show_table(board: _Board, changes: AsyncGenerator[list[_Change]]) -> None:
     from rich.console import Console
     from rich.live import Live
 
     console = Console()
-    with Live(_rendered(table, console.height), console=console, screen=True) as live:
+    with Live(_rendered(board.table, console.height), console=console, screen=True) as live:
         async for changed in changes:
             if changed:
-                live.update(_rendered(table, console.height))
+                live.update(_rendered(board.table, console.height))
             await asyncio.sleep(0)
 
 

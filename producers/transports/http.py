@@ -19,10 +19,9 @@ from pipeline.core.errors import TallyportError
 from pipeline.core.prices import PriceVersion
 from pipeline.core.rates import RateSet, UsedRate, parse_rate
 from pipeline.core.rejections import REASONS, TOO_LARGE
-from producers.gate import Gate
 from producers.prices import REFRESH_S, Prices
 from producers.segment import Entry
-from producers.transports.transport import Follower, Outcome, Unavailable
+from producers.transports.transport import Follower, Outcome, StateTaker, Unavailable
 
 TIMEOUT_S = 10.0
 SILENCE_S = 10.0
@@ -71,9 +70,10 @@ class HttpTransport:
         half = len(entries) // 2
         return [*self.deliver(entries[:half], stop), *self.deliver(entries[half:], stop)]
 
-    def followers(self, gate: Gate, prices: Prices) -> Sequence[Follower]:
+    def followers(self, gate: StateTaker, prices: Prices | None) -> Sequence[Follower]:
         """See ``Transport``; states come as a stream, prices are asked for each minute."""
-        return [partial(self._follow_states, gate), partial(self._follow_prices, prices)]
+        states = partial(self._follow_states, gate)
+        return [states] if prices is None else [states, partial(self._follow_prices, prices)]
 
     def close(self) -> None:
         """See ``Transport``."""
@@ -88,7 +88,7 @@ class HttpTransport:
 
     # -- states ----------------------------------------------------------------------------
 
-    def _follow_states(self, gate: Gate, stop: threading.Event) -> None:
+    def _follow_states(self, gate: StateTaker, stop: threading.Event) -> None:
         last_id = ""
         while not stop.is_set():
             connection = self._address.connect(SILENCE_S)
@@ -243,7 +243,7 @@ def _event(block: bytes) -> _Event:
     return _Event(name, data, last_id)
 
 
-def _take(event: _Event, gate: Gate) -> None:
+def _take(event: _Event, gate: StateTaker) -> None:
     if not event.name:  # a comment that keeps the connection alive
         return
     try:

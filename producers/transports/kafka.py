@@ -11,10 +11,9 @@ from pipeline.core.book import Book, BookContent
 from pipeline.core.prices import PriceVersion
 from pipeline.core.rates import RateLog
 from pipeline.core.rejections import TOO_LARGE
-from producers.gate import Gate
 from producers.prices import Prices
 from producers.segment import Entry
-from producers.transports.transport import Follower, Outcome, Unavailable
+from producers.transports.transport import Follower, Outcome, StateTaker, Unavailable
 
 EVENTS, STATE, RATES = "usage.events", "budget.state", "pricing.rates"
 ACKNOWLEDGE_S = 10.0
@@ -97,7 +96,7 @@ class KafkaTransport:
             raise Unavailable(f"Kafka: {self._last_error or 'no acknowledgement'}")
         return outcomes
 
-    def followers(self, gate: Gate, prices: Prices) -> Sequence[Follower]:
+    def followers(self, gate: StateTaker, prices: Prices | None) -> Sequence[Follower]:
         """See ``Transport``; one reader for states and rates."""
         return [partial(self._follow, gate, prices)]
 
@@ -148,7 +147,7 @@ class KafkaTransport:
 
     # -- following -------------------------------------------------------------------------
 
-    def _follow(self, gate: Gate, prices: Prices, stop: threading.Event) -> None:
+    def _follow(self, gate: StateTaker, prices: Prices | None, stop: threading.Event) -> None:
         consumer = self._kafka.Consumer(
             {
                 **self._client,
@@ -177,32 +176,33 @@ class KafkaTransport:
             self._consumers.remove(consumer)
             consumer.close()
 
-    def _read(self, consumer: Any, gate: Gate, prices: Prices, stop: threading.Event) -> None:
+    def _read(
+        self, consumer: Any, gate: StateTaker, prices: Prices | None, stop: threading.Event
+    ) -> None:
         state, rates = self._prefix + STATE, self._prefix + RATES
         partitions = self._partitions(consumer, state)
-        log = _Rates(prices, RateLog(self._currency), self._price_lead_s)
+        log = None if prices is None else _Rates(prices, self._currency, self._price_lead_s)
         begin = partial(self._kafka.TopicPartition, offset=self._kafka.OFFSET_BEGINNING)
         # Where partitions end now; a partition that never rests has no end of its own to wait for.
         ends = [self._end(consumer, state, number) for number in range(partitions)]
         gate.begin(partitions)
-        consumer.assign([*(begin(state, number) for number in range(partitions)), begin(rates, 0)])
+        assigned = [begin(state, number) for number in range(partitions)]
+        consumer.assign(assigned if log is None else [*assigned, begin(rates, 0)])
         unread = set(range(partitions))
         while not stop.is_set():
             message = consumer.poll(POLL_S)
-            prices.refresh_when_due()
+            if log is not None:
+                log.refresh_when_due()
             if message is None:
                 continue
             error = message.error()
-            if error is not None:
-                if error.code() != self._kafka.KafkaError._PARTITION_EOF:
-                    raise Unavailable(f"Kafka: {error.str()}")
-                if message.topic() == rates:
-                    log.read_to_end()
-                    continue
-                is_at_end = True
-            elif message.topic() == rates:
-                log.take(message)
+            if error is not None and error.code() != self._kafka.KafkaError._PARTITION_EOF:
+                raise Unavailable(f"Kafka: {error.str()}")
+            if log is not None and message.topic() == rates:
+                log.read_to_end() if error is not None else log.take(message)
                 continue
+            if error is not None:
+                is_at_end = True
             else:
                 gate.take(message.partition(), message.key() or b"", message.value())
                 is_at_end = message.offset() + 1 >= ends[message.partition()]
@@ -225,9 +225,9 @@ class KafkaTransport:
 class _Rates:
     """The rates topic on its way to prices; a version is made where the log ends for now."""
 
-    def __init__(self, prices: Prices, log: RateLog, lead_s: int) -> None:
+    def __init__(self, prices: Prices, currency: str, lead_s: int) -> None:
         self._prices = prices
-        self._log = log
+        self._log = RateLog(currency)
         self._lead_s = lead_s
         self._book = _installed_book()
         self._is_new = True
@@ -237,6 +237,9 @@ class _Rates:
         key, value, offset = message.key(), message.value(), message.offset()
         self._log.feed(offset, key, value, timestamp_ms, self._lead_s)
         self._is_new = True
+
+    def refresh_when_due(self) -> None:
+        self._prices.refresh_when_due()
 
     def read_to_end(self) -> None:
         if self._is_new:

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from producers.gate import Gate
 from producers.prices import Prices
 from producers.segment import Entry
 
@@ -32,6 +31,22 @@ class Outcome(NamedTuple):
     detail: str = ""
 
 
+class StateTaker(Protocol):
+    """What is told of the records of ``budget.state``, in the order of each partition."""
+
+    def begin(self, partitions: int) -> None:
+        """All states of so many partitions are about to be sent."""
+        ...
+
+    def take(self, partition: int, key: bytes | str, value: bytes | None) -> None:
+        """Takes one record, a heartbeat or a state; None where it was taken away."""
+        ...
+
+    def caught_up(self, partitions: int | None = None) -> None:
+        """All states that were there at ``begin`` have been taken."""
+        ...
+
+
 class Transport(Protocol):
     """A connection of one process. It is used by the threads it was made for, and by no child."""
 
@@ -42,8 +57,9 @@ class Transport(Protocol):
         """
         ...
 
-    def followers(self, gate: Gate, prices: Prices) -> Sequence[Follower]:
-        """What keeps the gate and the prices up to date, each to be run in a thread."""
+    def followers(self, gate: StateTaker, prices: Prices | None) -> Sequence[Follower]:
+        """What keeps the gate and the prices up to date, each to be run in a thread; without
+        prices only the gate."""
         ...
 
     def close(self) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 
 from tests.cli.conftest import Command, Ended
+from tests.producers.states import record, state
 
 OnKafka = Callable[..., Ended]
 
@@ -129,8 +131,17 @@ def test_prices_are_set_listed_explained_and_withdrawn(on_kafka: OnKafka, tmp_pa
     assert listed["unused"] == []
 
 
-def test_watch_once_of_no_state_is_empty(on_kafka: OnKafka) -> None:
+def test_watch_once_shows_the_newest_states(
+    on_kafka: OnKafka, kafka: str, topic_prefix: str
+) -> None:
     assert on_kafka("watch", "--once", "--json").out == ""
+    producer = Producer({"bootstrap.servers": kafka})
+    for version, used in ((1, 10), (2, 20)):
+        key, value = record(state("port:a", used=used, hard=100), version)
+        producer.produce(f"{topic_prefix}budget.state", value, key, partition=0)
+    assert producer.flush(30) == 0
+    shown = told(on_kafka("watch", "--once", "--json"))
+    assert (shown["scope"], shown["used"]) == ("port:a", 20)
 
 
 def test_topics_refuse_another_partition_count(
