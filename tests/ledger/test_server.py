@@ -66,6 +66,11 @@ def test_a_query_id_cannot_carry_headers(ledger: LedgerAddress) -> None:
     answer = ask(ledger, "SELECT 1", query_id="x\r\nSet-Cookie: a=b")
     assert answer.code == 36
     assert "Set-Cookie" not in answer.headers
+    assert "X-ClickHouse-Query-Id" not in answer.headers
+
+
+def test_a_refusal_names_its_query(ledger: LedgerAddress) -> None:
+    assert ask(ledger, "SELECT nope", query_id="my-id").headers["X-ClickHouse-Query-Id"] == "my-id"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.ledger.server.compression import (
     BodyEncoder,
+    checksum,
     decode_body,
     frame_blocks,
     unframe_blocks,
@@ -79,11 +80,11 @@ def clickhouse_decoded(data: bytes) -> bytes:
     """ClickHouse's framing as its documents describe it, read by other means than the server's."""
     content = b""
     while data:
-        checksum, rest = data[:16], data[16:]
+        stated, rest = data[:16], data[16:]
         size, original = struct.unpack("<II", rest[1:9])
         frame, data = rest[:size], rest[size:]
         number = CityHash128(frame)
-        assert checksum == struct.pack("<QQ", number & (1 << 64) - 1, number >> 64)
+        assert stated == struct.pack("<QQ", number >> 64, number & (1 << 64) - 1)
         assert frame[0] == 0x82
         content += lz4.block.decompress(frame[9:], uncompressed_size=original)
     return content
@@ -95,11 +96,20 @@ def test_frames_can_be_read_by_a_clickhouse_client(data: bytes) -> None:
     assert unframe_blocks(frame_blocks(data), 1 << 20) == data
 
 
-def test_a_known_frame_has_the_bytes_clickhouse_gives_it() -> None:
+def test_a_checksum_is_written_as_clickhouse_writes_it() -> None:
+    # By the CityHash128 of clickhouse-jdbc: the first half first, each half little endian.
+    known = {
+        b"": (0x3DF09DFC64C09A2B, 0x3CB540C392E51E29),
+        bytes([7]): (0x8BE55B379CCE0E40, 0x05AB4744478B1CBA),
+    }
+    for data, halves in known.items():
+        assert checksum(data) == struct.pack("<QQ", *halves)
+
+
+def test_a_stored_frame_is_read() -> None:
     # "1\n" in one stored frame: SELECT 1 with compress=1 and network_compression_method=NONE.
     frame = b"\x02" + struct.pack("<II", 11, 2) + b"1\n"
-    number = CityHash128(frame)
-    assert unframe_blocks(number.to_bytes(16, "little") + frame, 100) == b"1\n"
+    assert unframe_blocks(checksum(frame) + frame, 100) == b"1\n"
 
 
 def test_large_content_comes_in_several_frames() -> None:

@@ -14,9 +14,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from pipeline.core.errors import ConfigurationError, Refused
-from pipeline.ops.kafka_jars import JarsUnavailable, PinnedJar, kafka_jars, pinned_jars
+from pipeline.ops.kafka_jars import kafka_jars, pinned_jars
 from pipeline.ops.kafka_server import KafkaFailed, KafkaServer, answers, new_cluster_id
 from pipeline.ops.loopback_ports import free_port, port_is_free
+from pipeline.ops.maven_jars import JarsUnavailable, PinnedJar
 
 TOPIC = "records"
 
@@ -189,7 +190,7 @@ def test_a_jar_with_another_checksum_is_never_used(
         path.write_bytes(b"something else")
         return path
 
-    monkeypatch.setattr("pipeline.ops.kafka_jars._download", download)
+    monkeypatch.setattr("pipeline.ops.maven_jars._download", download)
     folder = tmp_path / "cache" / "kafka"
     with pytest.raises(JarsUnavailable, match="SHA-256"):
         kafka_jars(folder)

@@ -41,7 +41,7 @@ SYSTEM_TABLES: Final = _words(
 TABLE_FUNCTIONS: Final = _words(
     """
     numbers numbers_mt generateSeries generate_series values
-    SQLStandardValues null view
+    SQLStandardValues VALUES null view
     """
 )
 # Functions that reach files, the network, dictionaries, other tables by name, or the server.

@@ -31,6 +31,7 @@ from pipeline.ledger.server.protocol import (
     RawRequest,
     Request,
     authenticate,
+    chosen_query_id,
     content_type,
     understand,
 )
@@ -197,11 +198,13 @@ class _Parts(Response):
         ).encode()
 
 
-def _refusal(error: QueryError, version: str) -> Response:
+def _refusal(error: QueryError, version: str, query_id: str) -> Response:
     headers = {
         "X-ClickHouse-Server-Display-Name": _DISPLAY_NAME,
         "X-ClickHouse-Exception-Code": str(error.code),
     }
+    if query_id:
+        headers["X-ClickHouse-Query-Id"] = query_id
     if error.status == 413:
         headers["Connection"] = "close"
     return PlainTextResponse(f"{error} (version {version})\n", error.status, headers)
@@ -237,8 +240,8 @@ class LedgerApp:
         return PlainTextResponse("Ok.\n")
 
     async def _root(self, http: HttpRequest) -> Response:
+        raw = RawRequest(http.method, dict(http.query_params), dict(http.headers.items()), b"")
         try:
-            raw = RawRequest(http.method, dict(http.query_params), dict(http.headers.items()), b"")
             user = authenticate(raw, self._users)
             _check_origin(http, user)
             lane = self._writers if user.may_write else self._readers
@@ -251,11 +254,11 @@ class LedgerApp:
                 if not isinstance(response, _Parts):
                     lane.leave()
         except QueryError as error:
-            return _refusal(error, self._engine.version)
+            return _refusal(error, self._engine.version, chosen_query_id(raw))
         except Exception:
             _logger.exception("a request failed for a reason that is not the caller's")
             error = QueryError(UNKNOWN_EXCEPTION, "The server failed; its log says why.")
-            return _refusal(error, self._engine.version)
+            return _refusal(error, self._engine.version, chosen_query_id(raw))
 
     async def _answer(self, http: HttpRequest, raw: RawRequest, user: User, lane: Lane) -> Response:
         try:

@@ -1,7 +1,8 @@
 """Compressed bodies: HTTP content encodings, and ClickHouse's own framing (``compress=1``).
 
-A frame of the latter is a CityHash128 checksum (16 bytes), the method, the size of the frame
-without its checksum, the size of its content (both 32-bit little endian), and the content.
+A frame of the latter is a CityHash128 checksum (16 bytes, its first half first, each half little
+endian), the method, the size of the frame without its checksum, the size of its content (both
+32-bit little endian), and the content.
 """
 
 import gzip
@@ -29,6 +30,8 @@ _LZ4: Final = 0x82
 _ZSTD: Final = 0x90
 _NONE: Final = 0x02
 _CHECKSUM_BYTES: Final = 16
+_HALVES: Final = struct.Struct("<QQ")
+_HALF: Final = (1 << 64) - 1
 _HEADER: Final = struct.Struct("<BII")
 _FRAME_BYTES: Final = 1 << 20
 _ZSTD_STEP_BYTES: Final = 1 << 10
@@ -37,8 +40,10 @@ _ZSTD_STEP_BYTES: Final = 1 << 10
 RESPONSE_ENCODINGS: Final = ("lz4", "gzip", "deflate", "zstd")
 
 
-def _checksum(frame: bytes) -> bytes:
-    return int(CityHash128(frame)).to_bytes(_CHECKSUM_BYTES, "little")
+def checksum(frame: bytes) -> bytes:
+    """The CityHash128 of ``frame`` as ClickHouse writes it before a frame."""
+    halves = int(CityHash128(frame))  # the first half in the upper 64 bits
+    return _HALVES.pack(halves >> 64, halves & _HALF)
 
 
 def frame_blocks(data: bytes) -> bytes:
@@ -48,7 +53,7 @@ def frame_blocks(data: bytes) -> bytes:
         part = data[start : start + _FRAME_BYTES]
         packed = cast(bytes, lz4.block.compress(part, store_size=False))
         frame = _HEADER.pack(_LZ4, len(packed) + _HEADER.size, len(part)) + packed
-        frames.append(_checksum(frame) + frame)
+        frames.append(checksum(frame) + frame)
     return b"".join(frames)
 
 
@@ -75,7 +80,7 @@ def _frames(data: bytes, limit_bytes: int) -> Iterator[bytes]:
             raise QueryError(QUERY_IS_TOO_LARGE, f"The body holds more than {limit_bytes} bytes.")
         if len(frame) < frame_size or frame_size < _HEADER.size:
             raise QueryError(CANNOT_DECOMPRESS, "Cannot decompress: the last frame is cut off.")
-        if _checksum(frame) != data[position:head]:
+        if checksum(frame) != data[position:head]:
             raise QueryError(CHECKSUM_DOESNT_MATCH, "Checksum doesn't match: corrupted data.")
         yield _unpack(method, frame[_HEADER.size :], size)
         position = head + frame_size

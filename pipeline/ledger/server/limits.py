@@ -29,6 +29,7 @@ SINK_DEFAULTS: Final[dict[str, str]] = {"max_execution_time": "600"}
 _READER_MAY_SET: Final = frozenset(
     {
         "any_join_distinct_right_table_keys",
+        "async_insert",  # drivers send it with reads, too
         "cast_string_to_dynamic_use_inference",
         "count_distinct_implementation",
         "date_time_input_format",

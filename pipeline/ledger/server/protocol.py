@@ -157,13 +157,23 @@ def _encoding(raw: RawRequest, parameters: Mapping[str, str]) -> str:
     return next((name for name in RESPONSE_ENCODINGS if name in offered), "")
 
 
+def _asked_query_id(raw: RawRequest) -> str:
+    return raw.parameters.get("query_id") or raw.headers.get("x-clickhouse-query-id", "")
+
+
+def chosen_query_id(raw: RawRequest) -> str:
+    """The id the client chose; "" without one, or when it cannot be sent back in a header."""
+    chosen = _asked_query_id(raw)
+    return chosen if _SAFE_HEADER.fullmatch(chosen) else ""
+
+
 def query_id(raw: RawRequest) -> str:
     """The id the client chose, or a new one.
 
     Raises:
         QueryError: it cannot be sent back in a header.
     """
-    chosen = raw.parameters.get("query_id") or raw.headers.get("x-clickhouse-query-id", "")
+    chosen = _asked_query_id(raw)
     if chosen and not _SAFE_HEADER.fullmatch(chosen):
         raise QueryError(BAD_ARGUMENTS, "query_id must be 1 to 200 visible ASCII characters.")
     return chosen or str(uuid.uuid4())
