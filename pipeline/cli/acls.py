@@ -29,6 +29,7 @@ _READS = {
     "rebuild": (
         "events", "priced", "policies", "rates", "totals", "ids", "owners", "epoch",
     ),
+    "replay-rejected": ("rejected", "replays", "events"),
     "audit": ("events", "rates", "rules", "epoch", "totals", "state", "policies", "registry"),
 }  # fmt: skip
 _WRITES = {
@@ -40,6 +41,7 @@ _WRITES = {
     "budgets": ("policies", "changes"),
     "prices": ("rates", "changes"),
     "rebuild": ("policies", "rates", "totals", "ids", "owners", "epoch"),
+    "replay-rejected": ("events", "corrections", "replays"),
     "services and emit": ("events",),
 }  # fmt: skip
 
@@ -60,6 +62,7 @@ def acls(topics: Topics) -> list[Acl]:
             for part in ("api", "budgets", "prices", "rebuild")
         ),
         Acl("rebuild", "Write", "TransactionalId", topics.restore_transactional_id),
+        Acl("replay-rejected", "Write", "TransactionalId", topics.replay_transactional_id),
         Acl("rebuild", "Write", "TransactionalId", topics.transactional_id_prefix, "prefixed"),
         *(
             Acl("rebuild", "Describe", "Group", group)

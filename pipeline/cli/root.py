@@ -33,6 +33,7 @@ _COMMANDS = {
     "usage": _Entry("usage", "Show what was used."),
     "keys": _Entry("keys", "Create, list and revoke API keys."),
     "audit": _Entry("audit", "Recount the events and compare tables, states and ledger."),
+    "replay-rejected": _Entry("replay", "Resend rejected records after a fix."),
     "rebuild": _Entry("rebuild", "Restore the tables from the ledger into an empty Kafka."),
     "bench": _Entry("bench", "Run the benchmarks."),
 }

@@ -1,4 +1,4 @@
-"""The home partition of a port, and the header of records that were forwarded to it."""
+"""The home partition of a port, and the headers of records that stood elsewhere before."""
 
 import re
 from functools import lru_cache
@@ -9,6 +9,7 @@ import msgspec
 from pipeline.core.cloudevents import Headers
 
 FORWARDED_FROM: Final = "forwarded-from"
+REPLAYED_FROM: Final = "replayed-from"
 
 _MURMUR2_SEED: Final = 0x9747B28C
 _MULTIPLIER: Final = 0x5BD1E995
@@ -65,6 +66,13 @@ def parse_forwarded_from(headers: Headers) -> ForwardedFrom | None:
     """What the last ``forwarded-from`` header says; None without one or when it is unreadable."""
     place = place_in(headers, FORWARDED_FROM)
     return None if place is None else ForwardedFrom(*place)
+
+
+def judging_time_ms(headers: Headers, timestamp_ms: int) -> int:
+    """The Kafka time that judges a record: where it came first, if it was forwarded or replayed."""
+    places = (place_in(headers, FORWARDED_FROM), place_in(headers, REPLAYED_FROM))
+    # A record cannot have been elsewhere after it came here.
+    return min([timestamp_ms, *(place[2] for place in places if place is not None)])
 
 
 def place_in(headers: Headers, header: str) -> tuple[int, int, int] | None:

@@ -20,11 +20,7 @@ import msgspec
 from pipeline.core.dedupe import DedupeWindow, event_key
 from pipeline.core.event_codec import TimeLimits, UnknownFields, decode_event, judge_time
 from pipeline.core.events import Event
-from pipeline.core.home import (
-    forwarded_from_header,
-    home_partition,
-    parse_forwarded_from,
-)
+from pipeline.core.home import forwarded_from_header, home_partition, judging_time_ms
 from pipeline.core.prices import PriceVersion
 from pipeline.core.rejections import Rejection
 from pipeline.core.totals import SourceTotals
@@ -113,7 +109,7 @@ class Intake:
                 continue
             recorded_at_ms = record.timestamp
             if record.headers:
-                recorded_at_ms = _recorded_at_ms(record)
+                recorded_at_ms = judging_time_ms(record.headers, record.timestamp)
             if not -max_skew_us <= recorded_at_ms * 1000 - event.occurred_at_us <= max_age_us:
                 rejection = judge_time(event.occurred_at_us, recorded_at_ms, limits)
                 if rejection is not None:
@@ -170,10 +166,3 @@ class Intake:
         here = forwarded_from_header(self._partition, record.offset, record.timestamp)
         headers = [*record.headers, here]
         return Forwarded(record, home, headers)
-
-
-def _recorded_at_ms(record: InputRecord) -> int:
-    """The Kafka time that judges a record: where it came first, if it was forwarded."""
-    whence = parse_forwarded_from(record.headers)
-    # A record cannot have been at another partition after it came here.
-    return record.timestamp if whence is None else min(whence.timestamp_ms, record.timestamp)

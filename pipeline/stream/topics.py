@@ -126,6 +126,9 @@ SPECS: Mapping[str, TopicSpec] = {
         single=True,
         timestamp_type="LogAppendTime",
     ),
+    "replays": TopicSpec(
+        "tallyport.replays", "which rejected records were sent again", "delete", 31, single=True
+    ),
 }
 
 
@@ -147,6 +150,7 @@ class Topics:
     owners: str
     epoch: str
     changes: str
+    replays: str
 
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
@@ -155,6 +159,7 @@ class Topics:
         self.transactional_id_prefix = f"{prefix}tallyport-worker-"
         self.change_transactional_id = f"{prefix}tallyport-change"
         self.restore_transactional_id = f"{prefix}tallyport-restore"
+        self.replay_transactional_id = f"{prefix}tallyport-replay"
         for attribute, spec in SPECS.items():
             setattr(self, attribute, prefix + spec.name)
 

@@ -17,7 +17,7 @@ from aiokafka.structs import OffsetAndMetadata, RecordMetadata, TopicPartition
 from pipeline.faults import point
 from pipeline.record_headers import RawNamesBatch, has_raw_names
 
-Headers = Sequence[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes | None]]
 
 TRANSACTION_TIMEOUT_MS = 10_000
 REQUEST_TIMEOUT_MS = 8_000

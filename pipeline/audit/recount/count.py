@@ -11,7 +11,7 @@ from pipeline.audit.recount.cells import RunningCells, entry_of
 from pipeline.audit.recount.digests import OffsetDigests, TimedDigests, digest_of
 from pipeline.audit.recount.envelopes import Headers, Unreadable
 from pipeline.audit.recount.events import REASONS, Reading, judge_age, read_event
-from pipeline.audit.recount.places import Place, forwarded_from, home_of
+from pipeline.audit.recount.places import Place, forwarded_from, home_of, replayed_from
 from pipeline.audit.recount.prices import Prices, RateHistory
 from pipeline.audit.recount.rates import RateRecord
 from pipeline.audit.recount.rows import EVENT_BYTES, PRICE_BYTES, row_digest, row_values
@@ -220,6 +220,9 @@ class Recount:
             recorded_at_ms = min(source.timestamp_ms, recorded_at_ms)
             if count is not None:
                 count.arrived.add(int.from_bytes(_digest_at(source, record)), 0)
+        replayed = replayed_from(record.headers) if record.headers else None
+        if replayed is not None:
+            recorded_at_ms = min(replayed.timestamp_ms, recorded_at_ms)
         reason = judge_age(
             event.occurred_at_us,
             recorded_at_ms,

@@ -29,6 +29,11 @@ def forwarded_from(headers: Headers) -> Place | None:
     return _last_place(headers, "forwarded-from")
 
 
+def replayed_from(headers: Headers) -> Place | None:
+    """What the last ``replayed-from`` header names; None where it cannot be read."""
+    return _last_place(headers, "replayed-from")
+
+
 def restored_from(headers: Headers) -> Place | None:
     """What the last ``restored-from`` header names; None where it cannot be read."""
     return _last_place(headers, "restored-from")
