@@ -119,6 +119,20 @@ def test_a_forwarded_record_is_judged_by_its_first_time() -> None:
     assert len(count.arrived) == 1
 
 
+def test_a_replayed_record_is_judged_by_the_time_of_its_original() -> None:
+    value = event(occurred_at=(END - timedelta(days=7)).isoformat())
+    late = END_MS + 60_000
+    first = f"1/5/{END_MS}".encode()
+    forwarded = ("forwarded-from", f"1/9/{late}".encode())
+    records = [
+        record(0, value, late, h=(("replayed-from", b"1/5"),)),
+        record(1, value, late, h=(("replayed-from", first), forwarded)),
+    ]
+    count = recount_of(records).counts[0]
+    assert count.fate_of(0) == "rejected: too-old"
+    assert list(count.accepted.offsets) == [1]
+
+
 def test_a_forwarded_record_is_not_younger_than_its_arrival() -> None:
     ahead = (END + timedelta(seconds=301)).isoformat()
     claimed = f"1/5/{END_MS + 60_000}".encode()

@@ -161,6 +161,15 @@ def test_the_first_arrival_judges_the_age(
     assert [row[-5] for row in taken.rows] == ([] if recorded_at_ms is None else [recorded_at_ms])
 
 
+def test_the_time_of_the_original_judges_a_replay() -> None:
+    whence = b"0/5/%d" % (NOW_MS - 8 * DAY_MS)
+    replay = Record(3, body("a", age_ms=14 * DAY_MS), headers=[("replayed-from", whence)])
+    partition = Partition()
+    taken = partition.take(replay, Record(4, body("a", age_ms=DAY_MS)))
+    assert partition.fates() == {3: "row", 4: "duplicate"}
+    assert taken.rows[0][-5] == NOW_MS - 8 * DAY_MS
+
+
 def test_the_last_forwarding_header_counts() -> None:
     day_ago = b"0/5/%d" % (NOW_MS - DAY_MS)
     headers = [("forwarded-from", b"0/5/1"), ("forwarded-from", day_ago)]
