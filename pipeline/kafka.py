@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import ssl
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient
@@ -15,6 +17,7 @@ from pipeline.endpoints import read_endpoints
 from pipeline.settings import Settings
 
 REACH_TIMEOUT_S = 10.0
+_CONNECTING = ("aiokafka", "aiokafka.client", "aiokafka.conn")
 
 record_headers.install()
 
@@ -77,20 +80,39 @@ async def check_kafka(settings: Settings, timeout_s: float = REACH_TIMEOUT_S) ->
     """Reach a broker and log in. Raises ``KafkaUnreachable`` with one line on what failed."""
     kwargs = client_kwargs(settings)
     admin = AIOKafkaAdminClient(**kwargs, request_timeout_ms=int(timeout_s * 1000))
-    quiet = logging.getLogger("aiokafka")
-    level = quiet.level
-    quiet.setLevel(logging.CRITICAL)  # its log lines only repeat the error raised here
+    with _causes() as causes:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await admin.start()
+                await admin.describe_cluster()
+        except TimeoutError as error:
+            reason = f"no answer within {timeout_s:.0f} s"
+            raise _unreachable(settings, kwargs, causes[-1] if causes else reason) from error
+        except (KafkaError, OSError) as error:
+            reason = " ".join((causes[-1] if causes else str(error)).split())
+            raise _unreachable(settings, kwargs, reason) from error
+        finally:
+            await admin.close()
+
+
+@contextmanager
+def _causes() -> Generator[list[str]]:
+    """Why connections failed, which the client says in its log only; that stays quiet meanwhile."""
+    causes: list[str] = []
+
+    def take(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR and isinstance(record.args, tuple) and record.args:
+            causes.append(str(record.args[-1]))
+        return False
+
+    loggers = [logging.getLogger(name) for name in _CONNECTING]
+    for one in loggers:
+        one.addFilter(take)
     try:
-        async with asyncio.timeout(timeout_s):
-            await admin.start()
-            await admin.describe_cluster()
-    except TimeoutError as error:
-        raise _unreachable(settings, kwargs, f"no answer within {timeout_s:.0f} s") from error
-    except (KafkaError, OSError) as error:
-        raise _unreachable(settings, kwargs, " ".join(str(error).split())) from error
+        yield causes
     finally:
-        quiet.setLevel(level)
-        await admin.close()
+        for one in loggers:
+            one.removeFilter(take)
 
 
 def _unreachable(settings: Settings, kwargs: dict[str, Any], reason: str) -> KafkaUnreachable:

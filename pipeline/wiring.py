@@ -17,7 +17,7 @@ from aiokafka.errors import KafkaError
 from pipeline import metrics
 from pipeline.core.book import builtin_book
 from pipeline.core.errors import Refused, TallyportError
-from pipeline.kafka import client_kwargs
+from pipeline.kafka import check_kafka, client_kwargs
 from pipeline.ledger.client import open_writer
 from pipeline.ledger.manifests import known_epochs
 from pipeline.liveness import Watchdog, end_through, end_within
@@ -69,6 +69,7 @@ async def _run(settings: Settings) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await check_kafka(settings)
     await create_or_check(settings)
     rates = _rate_tail(settings)
     await rates.start()
