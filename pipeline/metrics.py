@@ -145,6 +145,22 @@ STREAM_RESYNCS = _counter(
     of="api",
 )
 
+NOTICES_SENT = _counter(
+    "notices_sent", "Alerts and reports that were taken, by channel.", "channel", of="api"
+)
+NOTICES_FAILED = _counter(
+    "notices_failed", "Attempts to deliver one that failed, by channel.", "channel", of="api"
+)
+NOTICES_WAITING = _gauge(
+    "notices_waiting", "Deliveries of alerts and reports that wait or are tried again.", of="api"
+)
+NOTICES_DEAD = _gauge(
+    "notices_dead", "Deliveries of alerts and reports that were given up.", of="api"
+)
+
+for _channel in ("mail", "webhook"):
+    NOTICES_SENT.labels(_channel)
+    NOTICES_FAILED.labels(_channel)
 for _reason in REASONS:
     EVENTS_REJECTED.labels(_reason)  # so that a reason shows as 0 before it first happens
 

@@ -13,6 +13,7 @@ from dotenv.parser import parse_stream
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pipeline.core.errors import ConfigurationError
+from pipeline.core.webhook_signature import webhook_key
 
 PREFIX = "TALLYPORT_"
 SDK_NAMES = frozenset({"API_URL", "API_KEY", "SPOOL_DIR", "ON_STALE"})
@@ -121,11 +122,23 @@ def _amount(value: Any) -> Decimal:
     return Decimal(text)
 
 
+def _mail_address(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"[^@\s,]+@[^@\s,]+", value):
+        raise ValueError("must be one mail address")
+    return value
+
+
 def _mail_addresses(value: str | None) -> str | None:
     if value is not None:
         for address in value.split(","):
             if not re.fullmatch(r"[^@\s]+@[^@\s]+", address.strip()):
                 raise ValueError("must be mail addresses separated by commas")
+    return value
+
+
+def _webhook_secret(value: str | None) -> str | None:
+    if value is not None:
+        webhook_key(value)
     return value
 
 
@@ -176,11 +189,16 @@ class Settings(BaseModel):
     api_keys_file: Path | None = None
     cron_secret: _Secret = None
     usage_alert: Annotated[Decimal, BeforeValidator(_amount)] = Decimal(5)
-    smtp_url: Annotated[str | None, _url("smtp", "smtps"), Field(repr=False)] = None
-    mail_from: Annotated[str | None, BeforeValidator(_mail_addresses)] = None
+    smtp_url: Annotated[str | None, _url("smtp", "smtp+starttls", "smtps"), Field(repr=False)] = (
+        None
+    )
+    mail_from: Annotated[str | None, BeforeValidator(_mail_address)] = None
     mail_to: Annotated[str | None, BeforeValidator(_mail_addresses)] = None
     webhook_url: Annotated[str | None, _url("http", "https"), Field(repr=False)] = None
-    webhook_secret: _Secret = None
+    webhook_secret: Annotated[str | None, BeforeValidator(_webhook_secret), Field(repr=False)] = (
+        None
+    )
+    audit_hours: Annotated[int, _whole(0, 720)] = 24
 
     @property
     def embedded_kafka(self) -> bool:

@@ -22,7 +22,8 @@ _READS = {
         "epoch", "state",
     ),
     "sink": ("priced", "epoch", "policies", "registry", "rates"),
-    "api": ("events", "priced", "state", "policies", "registry", "rates", "changes"),
+    "api": ("events", "priced", "state", "policies", "registry", "rates", "changes",
+            "rejected", "notices"),
     "budgets": ("policies", "registry", "state"),
     "prices": ("rates",),
     "watch and SDK": ("state",),
@@ -37,7 +38,7 @@ _WRITES = {
         "events", "rejected", "priced", "partials", "totals", "ids", "rules", "registry", "owners",
         "epoch", "state",
     ),
-    "api": ("events", "policies", "rates", "changes"),
+    "api": ("events", "policies", "rates", "changes", "notices"),
     "budgets": ("policies", "changes"),
     "prices": ("rates", "changes"),
     "rebuild": ("policies", "rates", "totals", "ids", "owners", "epoch"),
@@ -74,6 +75,9 @@ def acls(topics: Topics) -> list[Acl]:
         ),
         Acl("sink", "Read", "Group", topics.sink_group),
         Acl("api", "Describe", "Group", topics.sink_group),
+        Acl("api", "Read", "Group", topics.notices_group),
+        Acl("api", "Write", "TransactionalId", topics.notices_transactional_id),
+        Acl("report", "Read", "Topic", topics.notices),
     ]
     for operation in ("Create", "Describe", "DescribeConfigs"):
         found += [Acl("topics and up", operation, "Topic", name) for name in topics.names]

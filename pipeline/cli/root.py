@@ -34,6 +34,7 @@ _COMMANDS = {
     "keys": _Entry("keys", "Create, list and revoke API keys."),
     "audit": _Entry("audit", "Recount the events and compare tables, states and ledger."),
     "replay-rejected": _Entry("replay", "Resend rejected records after a fix."),
+    "report": _Entry("report", "Print or mail the weekly report; list what was sent."),
     "rebuild": _Entry("rebuild", "Restore the tables from the ledger into an empty Kafka."),
     "bench": _Entry("bench", "Run the benchmarks."),
 }

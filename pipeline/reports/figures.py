@@ -37,7 +37,7 @@ NOTHING = Spent()
 
 @dataclass(frozen=True)
 class Compared:
-    """One line of the report: a week beside the one before. ``key`` is an id as the ledger has it."""
+    """One line of the report: a week beside the one before; ``key`` is an id of the ledger."""
 
     key: str
     week: Spent

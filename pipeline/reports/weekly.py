@@ -1,4 +1,4 @@
-"""Reads the figures of the weekly report from the ledger, in a bounded number of bounded queries."""
+"""Reads the figures of the weekly report from the ledger: some ten queries, each bounded."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace

@@ -129,6 +129,13 @@ SPECS: Mapping[str, TopicSpec] = {
     "replays": TopicSpec(
         "tallyport.replays", "which rejected records were sent again", "delete", 31, single=True
     ),
+    "notices": TopicSpec(
+        "tallyport.notices",
+        "which alerts and reports were sent",
+        "compact",
+        single=True,
+        extra=_LARGE_MESSAGE,
+    ),
 }
 
 
@@ -151,12 +158,15 @@ class Topics:
     epoch: str
     changes: str
     replays: str
+    notices: str
 
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
         self.worker_group = f"{prefix}tallyport-worker"
         self.sink_group = f"{prefix}tallyport-sink"
         self.transactional_id_prefix = f"{prefix}tallyport-worker-"
+        self.notices_group = f"{prefix}tallyport-notices"
+        self.notices_transactional_id = f"{prefix}tallyport-notices"
         self.change_transactional_id = f"{prefix}tallyport-change"
         self.restore_transactional_id = f"{prefix}tallyport-restore"
         self.replay_transactional_id = f"{prefix}tallyport-replay"

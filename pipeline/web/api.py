@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Any
 
 import uvloop
@@ -15,6 +15,17 @@ from starlette.middleware import Middleware
 from pipeline.core.errors import ConfigurationError, TallyportError
 from pipeline.core.event_codec import TimeLimits
 from pipeline.kafka import client_kwargs
+from pipeline.notices.budget_alerts import BudgetAlerts
+from pipeline.notices.budget_lines import OverLines
+from pipeline.notices.destinations import Destinations
+from pipeline.notices.notifier import Notifier, Watch
+from pipeline.notices.post import Post
+from pipeline.notices.rejected_share import RejectedShare
+from pipeline.notices.scheduled_audit import ScheduledAudit
+from pipeline.notices.stalls import Stalls
+from pipeline.notices.unpriced_models import UnpricedModels
+from pipeline.notices.usage_line import UsageLine
+from pipeline.notices.weekly_mail import WeeklyMail
 from pipeline.settings import Settings, variable
 from pipeline.stream.topics import Topics
 from pipeline.web.bodies import InFlight
@@ -33,6 +44,7 @@ from pipeline.web.prices import PriceEndpoints
 from pipeline.web.problems import Problem, handle_error
 from pipeline.web.progress import Progress
 from pipeline.web.rate_feed import RateFeed
+from pipeline.web.reports import ReportEndpoints
 from pipeline.web.request_count import RequestCount
 from pipeline.web.server import Tls, address, bind, serve
 from pipeline.web.state_feed import StateFeed
@@ -61,15 +73,19 @@ class Api:
         self._ring = ring
         self.progress = Progress(client, topics)
         self.events = EventLog(client, topics.events, in_flight)
-        self.states = StateFeed(client, topics.state)
+        over = OverLines()
+        self.states = StateFeed(client, topics.state, over.take)
         self.policies = PolicyFeed(client, topics)
+        self.notifier = self._notifier(settings, client, topics, over)
         self.rates = RateFeed(client, topics.rates, settings.price_lead_s, settings.currency)
         self.streams = Streams(self.states, MAX_STREAMS)
         limits = TimeLimits.of(settings.max_event_age_days, settings.max_future_skew_s)
         intake = Intake(self.events, limits)
         gate = Gate(ring)
         self._routes = [
-            *health_routes("api", self.problems, self.progress.problems),
+            *health_routes(
+                "api", self.problems, self.progress.problems, notes=self.notifier.problems
+            ),
             *openapi_routes(),
             *EventsEndpoint(intake, in_flight).routes(gate),
             *TracesEndpoint(intake, in_flight).routes(gate),
@@ -83,6 +99,7 @@ class Api:
                 currency=settings.currency,
             ).routes(gate),
             *ChangesEndpoint(client, topics.changes, ring).routes(gate),
+            *ReportEndpoints(settings, client, topics.notices).routes(gate),
         ]
         self.app = self._application()
 
@@ -105,6 +122,34 @@ class Api:
                 while self.problems():  # noqa: ASYNC110 (several parts, each with its own trouble)
                     await asyncio.sleep(_POLL_S)
 
+    def _notifier(
+        self, settings: Settings, client: dict[str, Any], topics: Topics, over: OverLines
+    ) -> Notifier:
+        destinations = Destinations(settings)
+        budgets = BudgetAlerts(
+            over,
+            destinations,
+            settings.currency,
+            policies=lambda: self.policies.table and self.policies.table.policies,
+            names=self._names,
+            now_ms=self.states.now_ms,
+        )
+        watches: tuple[Watch, ...] = (budgets, WeeklyMail(settings, destinations, self._names))
+        if destinations.all:
+            watches += (
+                UsageLine(settings),
+                UnpricedModels(settings),
+                RejectedShare(client, topics),
+                Stalls(self.progress.stalled),
+                ScheduledAudit(settings.audit_hours),
+            )
+        post = Post(settings, topics.prefix)
+        return Notifier(client, topics, destinations, post, watches)
+
+    def _names(self) -> Mapping[str, str]:
+        """Display names by scope, such as ``user:u1``."""
+        return {}
+
     def _application(self) -> Starlette:
         middleware = [Middleware(RequestCount)]
         if self._ring is None:
@@ -125,6 +170,7 @@ class Api:
             self.states.run,
             self.policies.run,
             self.rates.run,
+            self.notifier.run,
         )
         tasks = [asyncio.create_task(_kept(run)) for run in runs]
         try:

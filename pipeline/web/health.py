@@ -1,6 +1,6 @@
 """``/health/live``, ``/health/ready``, ``/health/pipeline`` and ``/metrics``."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -18,11 +18,16 @@ PipelineProbe = Callable[[], Awaitable[list[str]]]
 
 
 def health_routes(
-    part: metrics.Part, ready: Probe, pipeline: PipelineProbe | None = None, live: Probe = list
+    part: metrics.Part,
+    ready: Probe,
+    pipeline: PipelineProbe | None = None,
+    live: Probe = list,
+    notes: Probe = list,
 ) -> list[Route]:
     """The routes every part serves. Without ``pipeline`` the part answers for itself there.
 
-    ``live`` tells what only a restart of the process can cure.
+    ``live`` tells what only a restart of the process can cure, ``notes`` what somebody should know
+    although it is no failure.
     """
 
     async def is_live(_: Request) -> Response:
@@ -32,7 +37,7 @@ def health_routes(
         return _answer(await run_in_threadpool(ready))
 
     async def is_advancing(_: Request) -> Response:
-        return _answer(await (pipeline() if pipeline else run_in_threadpool(ready)))
+        return _answer(await (pipeline() if pipeline else run_in_threadpool(ready)), notes())
 
     async def show_metrics(_: Request) -> Response:
         return Response(metrics.render(part), media_type=metrics.CONTENT_TYPE)
@@ -57,7 +62,8 @@ def serve_health(
     return BackgroundServer(Starlette(routes=health_routes(part, ready, live=live)), listener)
 
 
-def _answer(problems: list[str]) -> Response:
+def _answer(problems: list[str], notes: Sequence[str] = ()) -> Response:
+    noted = {"notes": list(notes)} if notes else {}
     if problems:
-        return JSONResponse({"status": "failing", "problems": problems}, status_code=503)
-    return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "failing", "problems": problems, **noted}, status_code=503)
+    return JSONResponse({"status": "ok", **noted})

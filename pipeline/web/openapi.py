@@ -25,6 +25,7 @@ _COMMON = ("400", "401", "403", "404", "408", "413", "415", "429", "500", "503")
 _TITLES = {
     "200": "Done.",
     "201": "Made.",
+    "202": "Under way.",
     "204": "Gone.",
     "207": "Some events were accepted.",
     "304": "As you have it.",
@@ -68,7 +69,7 @@ def document() -> Json:
 
 
 def _paths() -> Json:
-    return {**_reporting(), **_asking(), **_budgets(), **_prices(), **_changes()}
+    return {**_reporting(), **_asking(), **_budgets(), **_prices(), **_changes(), **_reports()}
 
 
 def _reporting() -> Json:
@@ -153,6 +154,27 @@ def _changes() -> Json:
         _query("what", {"enum": ["policy", "price", "key"]}),
     ]
     return {"/v1/changes": {"get": _operation("Who changed what", {"200": _ANY}, parameters=asked)}}
+
+
+def _reports() -> Json:
+    secret: Json = {"name": "X-Cron-Secret", "in": "header", "schema": {"type": "string"}}
+    answers: dict[str, Json | None] = {"200": _ANY, "202": _ANY}
+    asked = [
+        _query("limit", {"type": "integer", "minimum": 1, "maximum": 1_000}),
+        _query("status", {"enum": ["pending", "sent", "dead"]}),
+    ]
+    weekly = _operation(
+        "Mail the weekly report, once for each week",
+        answers,
+        parameters=[secret, _query("secret", {"type": "string"})],
+        more=("502",),
+    )
+    return {
+        "/v1/reports/weekly": {"post": {**weekly, "security": [{}]}},
+        "/v1/notices": {
+            "get": _operation("What was sent to whom", {"200": _ANY}, parameters=asked)
+        },
+    }
 
 
 def _operation(

@@ -107,14 +107,21 @@ class Progress:
         return [f"Kafka has not answered for {silent_s:.0f} s"] if silent_s >= STALL_S else []
 
     async def problems(self) -> list[str]:
-        """What has stopped advancing while there is work."""
+        """What keeps this process from its own work, and what has stopped advancing."""
+        return [*self.ready(), *(line for lines in self._stalled().values() for line in lines)]
+
+    async def stalled(self) -> dict[str, str]:
+        """The parts that have stopped advancing while there is work, and where."""
+        return {part: "; ".join(lines) for part, lines in self._stalled().items() if lines}
+
+    def _stalled(self) -> dict[str, list[str]]:
         now_s = time.monotonic()
-        found = self.ready()
+        found: dict[str, list[str]] = {}
         for part, backlogs, topic in (
             ("worker", self._worker, self._topics.events),
             ("sink", self._sink, self._topics.priced),
         ):
-            found += [
+            found[part] = [
                 f"{part} has not advanced for {now_s - (waiting.waiting_since_s or now_s):.0f} s: "
                 f"{topic} partition {partition} waits at offset {waiting.position} "
                 f"of {waiting.end}"

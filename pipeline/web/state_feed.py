@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -31,14 +31,21 @@ class StateFeed:
     """``mirror`` decides and answers; ``ring`` tells subscribers what is new.
 
     ``run`` follows until it is cancelled. ``ring`` is None until everything that was there has
-    been taken, and another one after the log had to be read anew.
+    been taken, and another one after the log had to be read anew. ``on_change`` is told every
+    change, what was there included.
     """
 
-    def __init__(self, client: Mapping[str, Any], topic: str) -> None:
+    def __init__(
+        self,
+        client: Mapping[str, Any],
+        topic: str,
+        on_change: Callable[[RecordKey, StateRecord | None], None] = lambda *_: None,
+    ) -> None:
         self.mirror = Mirror()
         self.ring: StateRing | None = None
         self._client = dict(client)
         self._topic = topic
+        self._on_change = on_change
         self._news = asyncio.Event()
         self._trouble: str | None = "budget states have not been read yet"
 
@@ -120,7 +127,9 @@ class StateFeed:
                 key: bytes = record.key or b""
                 taken = self.mirror.take(tp.partition, key, record.value, now_s)
                 if taken is not None and not isinstance(taken, Heartbeat):
-                    ring.add(_entry(tp.partition, record.offset, taken))
+                    entry = _entry(tp.partition, record.offset, taken)
+                    ring.add(entry)
+                    self._on_change(entry.key, entry.record)
             ring.passed(tp.partition, records[-1].offset + 1)
         if batches:
             self.wake()

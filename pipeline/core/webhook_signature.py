@@ -1,0 +1,30 @@
+"""Signatures of webhooks after the Standard Webhooks specification."""
+
+import base64
+import binascii
+import hashlib
+import hmac
+
+SECRET_PREFIX = "whsec_"
+
+
+def webhook_key(secret: str) -> bytes:
+    """The key in ``whsec_`` and base64, as senders and receivers of the specification read it.
+
+    Raises ``ValueError`` with the rule that it breaks.
+    """
+    try:
+        key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(
+            "must be whsec_ and the key in base64, as `openssl rand -base64 32` prints it"
+        ) from None
+    if not key:
+        raise ValueError("must hold a key after whsec_")
+    return key
+
+
+def signature(key: bytes, webhook_id: str, timestamp_s: int, body: bytes) -> str:
+    """``v1,`` and the base64 of the HMAC-SHA256 over id, timestamp and body."""
+    signed = b".".join((webhook_id.encode(), str(timestamp_s).encode(), body))
+    return f"v1,{base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()}"

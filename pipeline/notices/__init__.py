@@ -1,0 +1,1 @@
+"""Telling people: alerts and the weekly report, by mail and webhook, once each, remembered."""
