@@ -11,7 +11,12 @@ from datetime import date
 from typing import Any, Final
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import (
+    AIOKafkaConsumer,
+    AIOKafkaProducer,
+    ConsumerRebalanceListener,
+    TopicPartition,
+)
 from aiokafka.errors import KafkaError
 
 from pipeline.core.errors import TallyportError
@@ -24,8 +29,9 @@ TRANSACTION_TIMEOUT_MS: Final = 10_000
 WRITE_TIMEOUT_S: Final = 15.0
 READ_TIMEOUT_S: Final = 15.0
 STOP_TIMEOUT_S: Final = 5.0
-SESSION_MS: Final = 10_000
-_HEARTBEAT_MS = 3_000
+LEAVE_TIMEOUT_S: Final = 8.0
+SESSION_MS: Final = 6_000
+_HEARTBEAT_MS = 2_000
 _POLL_MS = 200
 _REQUEST_POLL_S = 0.4
 
@@ -84,28 +90,48 @@ async def _ask(client: Mapping[str, Any], topic: str, week: date) -> None:
                 await producer.stop()
 
 
-class Office:
-    """This process among those that could tell people: ``consumer`` knows whether it is the one."""
+class Office(ConsumerRebalanceListener):
+    """This process among those that could tell people; the one that is assigned the partition is.
+
+    Kafka gives it to another one only after ``left`` was called, or after ``LEAVE_TIMEOUT_S``.
+    """
 
     def __init__(self, consumer: AIOKafkaConsumer, topic: str) -> None:
         self._consumer = consumer
-        self.tp = TopicPartition(topic, 0)
+        self._tp = TopicPartition(topic, 0)
+        self._holds = False
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @property
     def is_ours(self) -> bool:
-        return self.tp in self._consumer.assignment()
+        return self._holds and self._tp in self._consumer.assignment()
 
     async def won(self) -> None:
         """Returns once this process is the one."""
         while not self.is_ours:
             await self._consumer.getmany(timeout_ms=_POLL_MS)
+        self._idle.clear()
+
+    def left(self) -> None:
+        """Nothing is under way here any more."""
+        self._idle.set()
+
+    async def on_partitions_assigned(self, assigned: list[TopicPartition]) -> None:
+        self._holds = self._tp in assigned
+
+    async def on_partitions_revoked(self, revoked: list[TopicPartition]) -> None:
+        self._holds = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                await self._idle.wait()
 
     async def read(self) -> NoticeBook:
         """The whole log, once its writer was taken over. Raises ``KafkaError``."""
         book = NoticeBook()
-        await self._consumer.seek_to_beginning(self.tp)
-        end = (await self._consumer.end_offsets([self.tp]))[self.tp]
-        while await self._consumer.position(self.tp) < end:
+        await self._consumer.seek_to_beginning(self._tp)
+        end = (await self._consumer.end_offsets([self._tp]))[self._tp]
+        while await self._consumer.position(self._tp) < end:
             for key, value in await self.news(_POLL_MS):
                 book.apply(key, value)
         return book
@@ -120,7 +146,6 @@ class Office:
 async def office(client: Mapping[str, Any], topics: Topics) -> AsyncGenerator[Office]:
     """Joins those that could tell people. Raises ``TallyportError`` without the topic."""
     consumer = AIOKafkaConsumer(
-        topics.notices,
         **client,
         group_id=topics.notices_group,
         isolation_level="read_committed",
@@ -133,7 +158,9 @@ async def office(client: Mapping[str, Any], topics: Topics) -> AsyncGenerator[Of
     try:
         await consumer.start()
         await topic_partitions(consumer, topics.notices)
-        yield Office(consumer, topics.notices)
+        place = Office(consumer, topics.notices)
+        consumer.subscribe([topics.notices], listener=place)
+        yield place
     finally:
         with contextlib.suppress(TimeoutError, KafkaError):
             async with asyncio.timeout(STOP_TIMEOUT_S):

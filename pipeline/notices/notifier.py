@@ -48,6 +48,7 @@ MAX_SENDING: Final = 4
 EXPIRE_EVERY_S: Final = 600.0
 MAX_EXPIRED: Final = 500
 RETRY_S: Final = 3.0
+FINISH_S: Final = 6.0
 _TURN_MS = 200
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,10 @@ class Notifier:
                     self._troubles.note("log", None)
                     while True:
                         await place.won()
-                        await self._serve(place)
+                        try:
+                            await self._serve(place)
+                        finally:
+                            place.left()
             except (KafkaError, OSError, TallyportError) as error:
                 self._troubles.note("log", error)
             await asyncio.sleep(RETRY_S)
@@ -204,12 +208,22 @@ class _Term:
                     if (key or b"").startswith(REQUEST.encode()):  # all else is our own
                         self.book.apply(key, value)
         finally:
-            for task in self._sending.values():
-                task.cancel()
-            await asyncio.gather(*self._sending.values(), return_exceptions=True)
+            await self._finish()
+
+    async def _finish(self) -> None:
+        """What is under way is finished and recorded, or it would be sent again by who follows."""
+        if self._sending:
+            await asyncio.wait(self._sending.values(), timeout=FINISH_S)
+        for task in self._sending.values():
+            task.cancel()
+        await asyncio.gather(*self._sending.values(), return_exceptions=True)
+        with contextlib.suppress(KafkaError, TallyportError, asyncio.CancelledError):
+            await self._record()
 
     async def _claim(self) -> None:  # 1
         new = self._new()
+        if new:
+            faults.point("notice-found")
         answered = [
             (f"{REQUEST}{week.isoformat()}", None)
             for week in self.book.requested

@@ -39,7 +39,7 @@ class StateFeed:
         self,
         client: Mapping[str, Any],
         topic: str,
-        on_change: Callable[[RecordKey, StateRecord | None], None] = lambda *_: None,
+        on_change: Callable[[RecordKey, StateRecord | None], None] | None = None,
     ) -> None:
         self.mirror = Mirror()
         self.ring: StateRing | None = None
@@ -129,7 +129,8 @@ class StateFeed:
                 if taken is not None and not isinstance(taken, Heartbeat):
                     entry = _entry(tp.partition, record.offset, taken)
                     ring.add(entry)
-                    self._on_change(entry.key, entry.record)
+                    if self._on_change is not None:
+                        self._on_change(entry.key, entry.record)
             ring.passed(tp.partition, records[-1].offset + 1)
         if batches:
             self.wake()
