@@ -117,10 +117,14 @@ class Office(ConsumerRebalanceListener):
         """Nothing is under way here any more."""
         self._idle.set()
 
-    async def on_partitions_assigned(self, assigned: list[TopicPartition]) -> None:
+    async def on_partitions_assigned(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, assigned: list[TopicPartition]
+    ) -> None:
         self._holds = self._tp in assigned
 
-    async def on_partitions_revoked(self, revoked: list[TopicPartition]) -> None:
+    async def on_partitions_revoked(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, revoked: list[TopicPartition]
+    ) -> None:
         self._holds = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_TIMEOUT_S):

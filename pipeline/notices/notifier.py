@@ -262,7 +262,11 @@ class _Term:
                     self._sending[place] = asyncio.create_task(work)
 
     async def _deliver(self, notice: Notice, index: int, delivery: Delivery) -> None:
-        outcome = await self._post.deliver(notice, delivery)
+        try:
+            outcome = await self._post.deliver(notice, delivery)
+        except Exception as error:  # one delivery that nobody can make must not stop all others
+            log.exception("%s to %s failed", notice.id, _shown(delivery.to))
+            outcome = delivery.failed(_now_ms(), repr(error), for_good=False)
         if outcome.status == "sent":
             faults.point("notice-sent")
         else:

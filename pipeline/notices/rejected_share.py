@@ -43,7 +43,7 @@ class RejectedShare:
     """Asks Kafka where both logs stood ten minutes ago, and counts only when that looks high."""
 
     name = "rejected records"
-    every_s = 15.0
+    every_s = 10.0
 
     def __init__(self, client: Mapping[str, Any], topics: Topics) -> None:
         self._client = dict(client)

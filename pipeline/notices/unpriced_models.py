@@ -27,7 +27,7 @@ class UnpricedModels:
     """Looks through the last days; what is new there goes into one alert."""
 
     name = "unpriced models"
-    every_s = 15.0
+    every_s = 10.0
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

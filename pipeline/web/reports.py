@@ -65,8 +65,9 @@ class ReportEndpoints:
         """Raises ``Problem`` 503 while no secret is set, 401 unless the request knows it."""
         if not self._secret:
             raise unavailable(f"{variable('cron_secret')} is not set", 60)
-        given = request.headers.get("x-cron-secret") or request.query_params.get("secret") or ""
-        if not hmac.compare_digest(given.encode(), self._secret.encode()):
+        header, query = request.headers.get("x-cron-secret"), request.query_params.get("secret")
+        given = (query or "").encode() if header is None else header.encode("latin-1")
+        if not hmac.compare_digest(given, self._secret.encode()):
             raise Problem(401, "the secret is missing or wrong: X-Cron-Secret or ?secret=")
 
     async def _notices(self, request: Request, caller: Caller) -> Response:
