@@ -7,14 +7,12 @@ UNKNOWN = "no price"
 
 
 def money(nano: int | None, currency: str) -> str:
-    """``USD 1,234.50``: two decimals, more of them the smaller the amount; never 0 for what is not.
-
-    From 100 on two decimals are shown, from 1 on up to four, below up to six, rounded half to even.
-    """
+    """``USD 1,234.50``: two decimals, below 1 up to six, rounded half to even; never 0 for what is
+    not."""
     if nano is None:
         return UNKNOWN
     size = abs(nano)
-    decimals = 2 if size >= 100 * NANO_PER_UNIT else 4 if size >= NANO_PER_UNIT else 6
+    decimals = 2 if size >= NANO_PER_UNIT else 6
     rounded = round_half_even(size, 10 ** (NANO_DECIMALS - decimals))
     if nano and not rounded:
         return f"{currency} {'-' if nano < 0 else ''}<0.000001"

@@ -58,7 +58,7 @@ def section(title: str) -> str:
 
 def paragraph(text: str) -> str:
     """Running text."""
-    return _paragraph(text, _INK, "12px 0 0")
+    return _paragraph(text, _INK, "12px 0 16px")
 
 
 def small_print(text: str) -> str:

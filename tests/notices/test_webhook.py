@@ -59,6 +59,11 @@ async def test_the_specification_s_own_example() -> None:
     assert found == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
+def test_a_secret_without_prefix_is_the_key_itself() -> None:
+    assert webhook_key("hunter2") == b"hunter2"
+    assert webhook_key(SECRET) == KEY
+
+
 async def test_without_a_secret_it_is_not_signed() -> None:
     with receiver(Receiver()) as at:
         await Webhooks(None).send(MESSAGE, at.url, "abc", 1)
