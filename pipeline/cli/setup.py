@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.settings import Settings
 
 _TCP_TIMEOUT_S = 5.0
-_DEFAULT_PORTS = {"smtp": 25, "smtps": 465, "http": 80, "https": 443}
+_DEFAULT_PORTS = {"smtp": 25, "smtp+starttls": 587, "smtps": 465, "http": 80, "https": 443}
 
 
 @click.command()
@@ -67,6 +67,7 @@ def _print_topics(configured: "Settings", json_wanted: bool) -> None:
     groups = [
         {"part": "worker", "group": names.worker_group},
         {"part": "sink", "group": names.sink_group},
+        {"part": "api", "group": names.notices_group},
     ]
     grants = [grant._asdict() for grant in acls(names)]
     if json_wanted:
@@ -176,9 +177,10 @@ async def _reach_all(configured: "Settings") -> list[_Finding]:
     if configured.clickhouse_url or running.clickhouse_url:
         where = _host_of(configured.clickhouse_url or str(running.clickhouse_url))
         checks.append(_found("clickhouse", where, lambda: _reach_clickhouse(configured)))
-    for name, url in (("smtp", configured.smtp_url), ("webhook", configured.webhook_url)):
-        if url:
-            checks.append(_found(name, _host_of(url), lambda url=url: _reach_tcp(url)))
+    if smtp := configured.smtp_url:
+        checks.append(_found("smtp", _host_of(smtp), lambda: _reach_mail_server(smtp)))
+    if webhook := configured.webhook_url:
+        checks.append(_found("webhook", _host_of(webhook), lambda: _reach_tcp(webhook)))
     findings = [*await asyncio.gather(*checks)]
     if configured.api_keys_file and not configured.api_keys_file.is_file():
         findings.append(_Finding("keys file", str(configured.api_keys_file), "no such file"))
@@ -211,6 +213,12 @@ async def _reach_clickhouse(configured: "Settings") -> None:
         connect(ledger_address(configured, write=True), database="").close()
 
     await asyncio.to_thread(reach)
+
+
+async def _reach_mail_server(url: str) -> None:
+    from pipeline.notices.mail import Mailer
+
+    await Mailer(url, "").reach()
 
 
 async def _reach_tcp(url: str) -> None:

@@ -5,6 +5,7 @@ says since when this deployment tells people anything. A tombstone forgets.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import Final
@@ -36,6 +37,7 @@ class NoticeBook:
         self.requested: set[date] = set()
         self._covered: dict[str, int] = {}
         self._pending: set[str] = set()
+        self._counts = Counter[str]()
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
         """Takes one record; what is no record of ours is left alone."""
@@ -65,11 +67,7 @@ class NoticeBook:
 
     def count(self, status: str) -> int:
         """Deliveries that stand at ``status``."""
-        return sum(
-            delivery.status == status
-            for notice in self.notices.values()
-            for delivery in notice.deliveries
-        )
+        return self._counts[status]
 
     def expired(self, now_ms: int) -> list[str]:
         """The ids of notices that need not be remembered any more."""
@@ -85,6 +83,7 @@ class NoticeBook:
             return
         notice = parse_notice(value)
         self.notices[notice_id] = notice
+        self._counts.update(delivery.status for delivery in notice.deliveries)
         for name, level in notice.covers.items():
             self._covered[name] = max(level, self._covered.get(name, -1))
         if notice.is_pending:
@@ -93,7 +92,10 @@ class NoticeBook:
     def _forget(self, notice_id: str) -> None:
         notice = self.notices.pop(notice_id, None)
         self._pending.discard(notice_id)
-        for name, level in notice.covers.items() if notice is not None else ():
+        if notice is None:
+            return
+        self._counts.subtract(delivery.status for delivery in notice.deliveries)
+        for name, level in notice.covers.items():
             if self._covered.get(name) == level:
                 del self._covered[name]
 

@@ -5,11 +5,13 @@ from typing import Final
 
 from pipeline.core.policies import Policy
 from pipeline.notices.book import NoticeBook
-from pipeline.notices.budget_lines import OverLines, budget_drafts, policy_of
+from pipeline.notices.budget_lines import OverLines, budget_draft, lines_to_tell, policy_of
 from pipeline.notices.destinations import Destinations
 from pipeline.notices.notice import Draft
 
 MOST_AT_ONCE: Final = 50
+MOST_LOOKED_AT: Final = 500
+"""At a time, so that nobody who asks the API meanwhile waits for long."""
 
 
 class BudgetAlerts:
@@ -41,18 +43,19 @@ class BudgetAlerts:
             return []
         period_now_ms, names = self._now_ms(), self._names()
         found: list[Draft] = []
-        for key, record in self._over.unseen():
-            if policy_of(record.state, policies) is None:
-                continue  # it is on its way, or has just been deleted
-            drafts = budget_drafts(record, policies, period_now_ms, self._currency, names)
-            news = [
-                draft
-                for draft in drafts
-                if book.is_news(draft.covers) and self._destinations.has_any(draft.to)
-            ]
-            found += news
-            if not news:
+        for key, record in self._over.unseen(MOST_LOOKED_AT):
+            policy = policy_of(record.state, policies)
+            if policy is None:  # it is on its way, or has just been deleted
+                self._over.postpone(key)
+                continue
+            lines = lines_to_tell(record.state, policy, period_now_ms, book.is_news)
+            if not lines or not self._destinations.has_any(policy.notify):
                 self._over.seen(key)
-            elif len(found) >= MOST_AT_ONCE:
+                continue
+            found += [
+                budget_draft(record, line, period_now_ms, self._currency, names, policy.notify)
+                for line in lines
+            ]
+            if len(found) >= MOST_AT_ONCE:
                 break
         return found

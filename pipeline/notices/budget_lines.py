@@ -6,6 +6,7 @@ one that was lowered, or whose extra has ended, is not.
 """
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, Final, Literal, NamedTuple
 
 from pipeline.core.budgets import (
@@ -61,22 +62,27 @@ class OverLines:
         """Everything that is over a line is to be looked at."""
         self._unseen = dict.fromkeys(self._over)
 
-    def unseen(self) -> list[tuple[RecordKey, StateRecord]]:
-        """Those to be looked at; they stay until ``seen``."""
-        return [(key, self._over[key]) for key in self._unseen]
+    def unseen(self, most: int) -> list[tuple[RecordKey, StateRecord]]:
+        """The first of those to be looked at; they stay until ``seen``."""
+        return [(key, self._over[key]) for key in islice(self._unseen, most)]
+
+    def postpone(self, key: RecordKey) -> None:
+        """Looked at again after all others."""
+        self._unseen.pop(key, None)
+        self._unseen[key] = None
 
     def seen(self, key: RecordKey) -> None:
         """Its lines have been told."""
         self._unseen.pop(key, None)
 
 
-def crossed(state: State, policy: Policy | None, now_ms: int) -> list[Crossed]:
+def crossed(state: State, policy: Policy, now_ms: int) -> list[Crossed]:
     """The lines of a budget that is over one, the lower first.
 
     A burst may pass both at once. Where the soft line is the cap itself only the cap is told.
     """
     hard_cap = state.hard_cap
-    soft_line = state.soft_cap if policy is None else policy.soft_line_at(now_ms)
+    soft_line = policy.soft_line_at(now_ms)
     found: list[Crossed] = []
     is_under_cap = hard_cap is None or (soft_line or 0) < hard_cap
     if soft_line is not None and state.used > soft_line and is_under_cap:
@@ -97,23 +103,13 @@ def policy_of(state: State, policies: Mapping[str, Policy]) -> Policy | None:
     return policies.get(record_key(wildcard, state.unit, state.period))
 
 
-def budget_drafts(
-    record: StateRecord,
-    policies: Mapping[str, Policy],
-    now_ms: int,
-    currency: str,
-    names: Mapping[str, str],
-) -> list[Draft]:
-    """The alerts that a budget over a line calls for, told or not; none once its period is over."""
-    state = record.state
+def lines_to_tell(
+    state: State, policy: Policy, now_ms: int, is_news: Callable[[Mapping[str, int]], bool]
+) -> list[Crossed]:
+    """The lines a budget is over that have not been told; none once its period is over."""
     if state.resets_at_ms <= now_ms:
         return []
-    policy = policy_of(state, policies)
-    notify = policy.notify if policy is not None else ()
-    return [
-        _draft(record, line, now_ms, currency, names, notify)
-        for line in crossed(state, policy, now_ms)
-    ]
+    return [line for line in crossed(state, policy, now_ms) if is_news(covers_of(state, line))]
 
 
 def told_period_ms(state: State) -> int:
@@ -124,7 +120,13 @@ def told_period_ms(state: State) -> int:
     return window("month", state.resets_at_ms - 1).start_ms
 
 
-def _draft(
+def covers_of(state: State, line: Crossed) -> dict[str, int]:
+    """What an alert on a line covers: the policy, the period and the line, at its amount."""
+    started = format_boundary(told_period_ms(state))[:10]
+    return {f"budget|{state.key}|{started}|{line.line}": line.amount}
+
+
+def budget_draft(
     record: StateRecord,
     line: Crossed,
     now_ms: int,
@@ -132,10 +134,10 @@ def _draft(
     names: Mapping[str, str],
     notify: tuple[str, ...],
 ) -> Draft:
+    """The alert on a line of a budget, for those whom the policy names."""
     state = record.state
-    start_ms = told_period_ms(state)
-    ends_ms = max(state.resets_at_ms, window("month", start_ms).resets_at_ms)
-    cover = f"budget|{state.key}|{format_boundary(start_ms)[:10]}|{line.line}"
+    ends_ms = max(state.resets_at_ms, window("month", told_period_ms(state)).resets_at_ms)
+    covers = covers_of(state, line)
     kind = _TYPES[line.line]
     shown = _shown(state, currency)
     scope = format_scope(state.scope)
@@ -159,10 +161,8 @@ def _draft(
         ("Resets at", format_boundary(state.resets_at_ms)),
     ]
     message = letter(kind, subject, _sentence(line, state), facts, now_ms, data)
-    draft_id = f"{cover}|{line.amount}"
-    return Draft(
-        draft_id, kind, {cover: line.amount}, ends_ms + KEEP_DAYS * DAY_MS, message, notify
-    )
+    draft_id = f"{next(iter(covers))}|{line.amount}"
+    return Draft(draft_id, kind, covers, ends_ms + KEEP_DAYS * DAY_MS, message, notify)
 
 
 def _sentence(line: Crossed, state: State) -> str:

@@ -15,6 +15,7 @@ class Destinations:
 
     def __init__(self, settings: Settings) -> None:
         addresses = [part.strip() for part in (settings.mail_to or "").split(",") if part.strip()]
+        self._has_mail_settings = bool(settings.smtp_url or settings.mail_from or addresses)
         self.can_mail = bool(settings.smtp_url and settings.mail_from)
         self.mail = tuple(f"{MAILTO}{address}" for address in dict.fromkeys(addresses))
         hook = (settings.webhook_url,) if settings.webhook_url else ()
@@ -31,10 +32,9 @@ class Destinations:
 
     def problems(self) -> list[str]:
         """Mail settings that only make sense together."""
-        if self.mail and not self.can_mail:
-            missing = f"{variable('smtp_url')} and {variable('mail_from')}"
-            return [f"{variable('mail_to')} is set, but mail also needs {missing}"]
-        return []
+        if self.can_mail or not self._has_mail_settings:
+            return []
+        return [f"mail needs both {variable('smtp_url')} and {variable('mail_from')}"]
 
     def deliveries(self, to: tuple[str, ...] | None, now_ms: int) -> tuple[Delivery, ...]:
         """One for each place; those that cannot work are dead from the start, and say why."""

@@ -10,6 +10,7 @@ import contextlib
 import smtplib
 import socket
 import ssl
+from collections.abc import Callable, Generator
 from datetime import UTC, datetime
 from email.errors import MessageError
 from email.message import EmailMessage
@@ -93,10 +94,17 @@ class Mailer:
             mail = mail_of(message, self.sender, receiver, self.message_id(delivery_id))
         except (MessageError, ValueError) as error:
             raise NotSent(f"no mail can be made of this: {error}", for_good=True) from error
+        await self._in_thread(lambda connection: connection.hand_in(mail, receiver))
+
+    async def reach(self) -> None:
+        """Returns when the server has answered and taken the login. Raises ``NotSent``."""
+        await self._in_thread(_Connection.reach)
+
+    async def _in_thread(self, work: Callable[["_Connection"], None]) -> None:
         connection = _Connection(self.server, self._context)
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
-                await asyncio.to_thread(connection.hand_in, mail, receiver)
+                await asyncio.to_thread(work, connection)
         except TimeoutError as error:
             connection.cut()
             raise NotSent(f"{self._where} did not take it in {SEND_TIMEOUT_S:.0f} s") from error
@@ -122,12 +130,20 @@ class _Connection:
         self._context = context
         self._smtp: smtplib.SMTP | None = None
 
+    def reach(self) -> None:
+        with self._ready():
+            pass
+
     def hand_in(self, mail: EmailMessage, receiver: str) -> None:
+        with self._ready() as smtp:
+            smtp.send_message(mail, parseaddr(str(mail["From"]))[1], [receiver])
+
+    @contextlib.contextmanager
+    def _ready(self) -> Generator[smtplib.SMTP]:
         with self._connected() as smtp:
             self._smtp = smtp
-            checked = self._secure(smtp)
-            self._log_in(smtp, checked)
-            smtp.send_message(mail, parseaddr(str(mail["From"]))[1], [receiver])
+            self._log_in(smtp, self._secure(smtp))
+            yield smtp
 
     def cut(self) -> None:
         connected = getattr(self._smtp, "sock", None)

@@ -109,6 +109,8 @@ class Notifier:
     def problems(self) -> list[str]:
         """What keeps people from being told; no reason to stop serving."""
         found = [*self._destinations.problems(), *self._troubles.lines()]
+        if self._term is not None and len(self._term.book.notices) >= MAX_KEPT:
+            found.append(f"{MAX_KEPT} notices are remembered: no more until some are over")
         dead = self._term.book.count("dead") if self._term is not None else 0
         if dead:
             found.append(f"{dead} deliveries were given up: `tallyport report notices` lists them")

@@ -1,5 +1,6 @@
 """Which alerts the states of budgets call for."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -9,7 +10,15 @@ from pipeline.core.budgets import State, StateRecord, state_of
 from pipeline.core.policies import Policy, policy_from_object
 from pipeline.core.scopes import RecordKey
 from pipeline.core.windows import DAY_MS, parse_ms, window
-from pipeline.notices.budget_lines import OverLines, budget_drafts, crossed, told_period_ms
+from pipeline.notices.budget_lines import (
+    OverLines,
+    budget_draft,
+    crossed,
+    lines_to_tell,
+    policy_of,
+    told_period_ms,
+)
+from pipeline.notices.notice import Draft
 
 NOW_MS = parse_ms("2026-11-22T10:00:00Z")
 
@@ -28,10 +37,15 @@ def lines(given: Policy, used: int) -> list[tuple[str, int]]:
     return [tuple(one) for one in crossed(state(given, used), given, NOW_MS)]
 
 
-def drafts(given: Policy, at: State, **more: Any) -> list[Any]:
+def drafts(
+    given: Policy, at: State, now_ms: int = NOW_MS, names: Mapping[str, str] | None = None
+) -> list[Draft]:
     record = StateRecord(at, 1, NOW_MS)
-    names = more.pop("names", {})
-    return budget_drafts(record, {given.key: given}, more.get("now_ms", NOW_MS), "USD", names)
+    assert policy_of(at, {given.key: given}) == given
+    return [
+        budget_draft(record, line, now_ms, "USD", names or {}, given.notify)
+        for line in lines_to_tell(at, given, now_ms, lambda _: True)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +76,7 @@ def test_lines_that_are_crossed(
     given = policy(**caps)
     over = OverLines()
     over.take(RecordKey(given.scope, "tokens", "month"), StateRecord(state(given, used), 1, NOW_MS))
-    assert bool(over.unseen()) == bool(expected)
+    assert bool(over.unseen(9)) == bool(expected)
     if expected:
         assert lines(given, used) == expected
 
@@ -130,14 +144,24 @@ def test_a_state_counts_as_seen_only_when_it_was_told() -> None:
     key = RecordKey(given.scope, "tokens", "month")
     record = StateRecord(state(given, 100), 1, NOW_MS)
     over.take(key, record)
-    assert over.unseen() == over.unseen() == [(key, record)]
+    assert over.unseen(9) == over.unseen(9) == [(key, record)]
     over.seen(key)
-    assert over.unseen() == []
+    assert over.unseen(9) == []
     over.look_again()
-    assert over.unseen() == [(key, record)]
+    assert over.unseen(9) == [(key, record)]
     over.take(key, record._replace(state=msgspec.structs.replace(record.state, status="ok")))
     over.look_again()
-    assert over.unseen() == []
+    assert over.unseen(9) == []
     over.take(key, record)
     over.take(key, None)
-    assert over.unseen() == []
+    assert over.unseen(9) == []
+
+
+def test_one_that_waits_keeps_no_other_waiting() -> None:
+    over, given = OverLines(), policy(hard_cap=100)
+    keys = [RecordKey(f"port:p{number}", "tokens", "month") for number in range(3)]
+    for key in keys:
+        over.take(key, StateRecord(state(given, 100, key.scope), 1, NOW_MS))
+    assert [key for key, _ in over.unseen(2)] == keys[:2]
+    over.postpone(keys[0])
+    assert [key for key, _ in over.unseen(9)] == [*keys[1:], keys[0]]

@@ -43,9 +43,12 @@ async def test_over_tls_with_login(scheme: str, certificate: Certificate) -> Non
 
         with pytest.raises(NotSent, match="certificate verify failed"):
             await Mailer(url, "t@x.y").send(MESSAGE, "a@b.c", "id")
+        await Mailer(url, "", certificate.trusting).reach()
         wrong = Mailer(url.replace("ss%40", "oo"), "t@x.y", certificate.trusting)
         with pytest.raises(NotSent, match="refuses the login: 535") as refused:
             await wrong.send(MESSAGE, "a@b.c", "id")
+        with pytest.raises(NotSent, match="refuses the login: 535"):
+            await wrong.reach()
         assert not refused.value.for_good
         assert len(box.taken) == 1
 
