@@ -18,8 +18,9 @@ class Destinations:
         self._has_mail_settings = bool(settings.smtp_url or settings.mail_from or addresses)
         self.can_mail = bool(settings.smtp_url and settings.mail_from)
         self.mail = tuple(f"{MAILTO}{address}" for address in dict.fromkeys(addresses))
-        hook = (settings.webhook_url,) if settings.webhook_url else ()
-        self.all = (*(self.mail if self.can_mail else ()), *hook)
+        self._hook = settings.webhook_url
+        hooks = (self._hook,) if self._hook else ()
+        self.all = (*(self.mail if self.can_mail else ()), *hooks)
 
     @property
     def can_report(self) -> bool:
@@ -31,10 +32,13 @@ class Destinations:
         return to is None or bool(to or self.all)
 
     def problems(self) -> list[str]:
-        """Mail settings that only make sense together."""
-        if self.can_mail or not self._has_mail_settings:
-            return []
-        return [f"mail needs both {variable('smtp_url')} and {variable('mail_from')}"]
+        """Why the default places cannot be reached as they are set."""
+        found: list[str] = []
+        if self._has_mail_settings and not self.can_mail:
+            found.append(f"mail needs both {variable('smtp_url')} and {variable('mail_from')}")
+        if self._hook and (obstacle := url_obstacle(self._hook)):
+            found.append(f"{variable('webhook_url')}: {obstacle}")
+        return found
 
     def deliveries(self, to: tuple[str, ...] | None, now_ms: int) -> tuple[Delivery, ...]:
         """One for each place; those that cannot work are dead from the start, and say why."""

@@ -71,15 +71,7 @@ class Webhooks:
         _judge(target, status)
 
     async def _post(self, target: _Target, headers: dict[str, str], body: bytes) -> int:
-        address = await _resolved(target)
-        tls = target.scheme == "https"
-        reader, writer = await asyncio.open_connection(
-            address,
-            target.port,
-            ssl=(self._context or ssl.create_default_context()) if tls else None,
-            server_hostname=target.host if tls else None,
-            limit=MAX_ANSWER_BYTES,
-        )
+        reader, writer = await self._connected(target, await _resolved(target))
         try:
             writer.write(_head(target, headers, len(body)) + body)
             await writer.drain()
@@ -88,6 +80,27 @@ class Webhooks:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+    async def _connected(
+        self, target: _Target, addresses: list[str]
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to the first of the addresses that takes one."""
+        context = None
+        if target.scheme == "https":
+            context = self._context or ssl.create_default_context()
+        for address in addresses:
+            try:
+                return await asyncio.open_connection(
+                    address,
+                    target.port,
+                    ssl=context,
+                    server_hostname=target.host if context else None,
+                    limit=MAX_ANSWER_BYTES,
+                )
+            except OSError:
+                if address == addresses[-1]:
+                    raise
+        raise OSError("the host has no address")
 
 
 def _judge(target: _Target, status: int) -> None:
@@ -106,15 +119,15 @@ def _target(url: str) -> _Target:
     return _Target(parts.scheme, parts.hostname or "", parts.port or _PORTS[parts.scheme], path)
 
 
-async def _resolved(target: _Target) -> str:
-    """One address of the host. Raises ``NotSent`` where any of them may not be reached."""
+async def _resolved(target: _Target) -> list[str]:
+    """The host's addresses. Raises ``NotSent`` where any of them may not be reached."""
     loop = asyncio.get_running_loop()
     found: list[Any] = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-    addresses = [str(entry[4][0]) for entry in found]
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     for address in addresses:
         if is_forbidden(address):
             raise NotSent(f"{target.where} is at {address}, which is not posted to", for_good=True)
-    return addresses[0]
+    return addresses
 
 
 def is_forbidden(address: str) -> bool:

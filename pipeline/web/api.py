@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 
 from pipeline.core.errors import ConfigurationError, TallyportError
 from pipeline.core.event_codec import TimeLimits
+from pipeline.core.policies import Policy
 from pipeline.kafka import client_kwargs
 from pipeline.notices.budget_alerts import BudgetAlerts
 from pipeline.notices.budget_lines import OverLines
@@ -130,7 +131,7 @@ class Api:
             over,
             destinations,
             settings.currency,
-            policies=lambda: self.policies.table and self.policies.table.policies,
+            policies=self._policies_to_tell_by,
             names=self._names,
             now_ms=self.states.now_ms,
         )
@@ -145,6 +146,11 @@ class Api:
             )
         post = Post(settings, topics.prefix)
         return Notifier(client, topics, destinations, post, watches)
+
+    def _policies_to_tell_by(self) -> Mapping[str, Policy] | None:
+        """None while states are read anew: what they pass through then is history."""
+        table = self.policies.table
+        return None if table is None or self.states.problems() else table.policies
 
     def _names(self) -> Mapping[str, str]:
         """Display names by scope, such as ``user:u1``."""

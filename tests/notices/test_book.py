@@ -151,6 +151,8 @@ def test_what_cannot_work_is_given_up_at_once_and_says_why() -> None:
     assert not places.can_report
     assert places.all == ("https://hooks.example/x",)
     assert "TALLYPORT_SMTP_URL" in places.problems()[0]
+    wrong = Destinations(load_settings({"TALLYPORT_WEBHOOK_URL": "https://u:p@hooks.example/x"}))
+    assert "TALLYPORT_WEBHOOK_URL" in wrong.problems()[0]
     found = places.deliveries(
         ("mailto:a@b.c", "ftp://x", "https://u:p@x/", "https://ok.example"), 9
     )

@@ -100,6 +100,17 @@ async def test_a_receiver_that_does_not_answer_is_left(monkeypatch: pytest.Monke
         done.set()
 
 
+async def test_the_next_address_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    with receiver(Receiver()) as at:
+
+        async def resolved(_: object) -> list[str]:
+            return ["::1", "127.0.0.1"]
+
+        monkeypatch.setattr(webhook, "_resolved", resolved)
+        await Webhooks(SECRET).send(MESSAGE, at.url, "abc", 1)
+    assert len(at.posted) == 1
+
+
 async def test_nobody_there() -> None:
     with receiver(Receiver()) as at:
         gone = at.url
