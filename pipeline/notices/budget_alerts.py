@@ -15,8 +15,8 @@ MOST_LOOKED_AT: Final = 500
 
 
 class BudgetAlerts:
-    """``policies`` gives those in force, None while they or the states are not known; ``names`` display names
-    by scope; ``now_ms`` the time by which periods end."""
+    """``policies`` gives those in force, None while they or the states are not known; ``names``
+    display names by scope; ``now_ms`` the time by which periods end."""
 
     name = "budgets"
     every_s = 0.25

@@ -10,6 +10,8 @@ from pipeline.core.budgets import State, StateRecord, state_of
 from pipeline.core.policies import Policy, policy_from_object
 from pipeline.core.scopes import RecordKey
 from pipeline.core.windows import DAY_MS, parse_ms, window
+from pipeline.notices.book import NoticeBook
+from pipeline.notices.budget_alerts import BudgetAlerts
 from pipeline.notices.budget_lines import (
     OverLines,
     budget_draft,
@@ -18,7 +20,9 @@ from pipeline.notices.budget_lines import (
     policy_of,
     told_period_ms,
 )
-from pipeline.notices.notice import Draft
+from pipeline.notices.destinations import Destinations
+from pipeline.notices.notice import Draft, claimed, notice_json
+from pipeline.settings import load_settings
 
 NOW_MS = parse_ms("2026-11-22T10:00:00Z")
 
@@ -165,3 +169,45 @@ def test_one_that_waits_keeps_no_other_waiting() -> None:
     assert [key for key, _ in over.unseen(2)] == keys[:2]
     over.postpone(keys[0])
     assert [key for key, _ in over.unseen(9)] == [*keys[1:], keys[0]]
+
+
+async def test_alerts_wait_for_policies_and_states_and_come_until_they_are_told() -> None:
+    given = policy(soft_cap=50, hard_cap=100)
+    over, book = OverLines(), NoticeBook()
+    known: list[dict[str, Policy] | None] = [None]
+    alerts = BudgetAlerts(
+        over,
+        Destinations(load_settings({"TALLYPORT_WEBHOOK_URL": "https://hooks.example"})),
+        "USD",
+        policies=lambda: known[0],
+        names=dict,
+        now_ms=lambda: NOW_MS,
+    )
+    over.take(RecordKey(given.scope, "tokens", "month"), StateRecord(state(given, 100), 1, NOW_MS))
+    assert await alerts.look(book, NOW_MS) == []
+    known[0] = {}
+    assert await alerts.look(book, NOW_MS) == []
+    known[0] = {given.key: given}
+    soft, hard = await alerts.look(book, NOW_MS)
+    assert await alerts.look(book, NOW_MS) == [soft, hard]
+    for told in (soft, hard):
+        value = notice_json(claimed(told, (), NOW_MS))
+        book.apply(f"notice|{told.id}".encode(), value)
+    assert await alerts.look(book, NOW_MS) == []
+    assert over.unseen(9) == []
+
+
+async def test_nobody_to_tell_is_nothing_to_remember() -> None:
+    given, over = policy(hard_cap=100), OverLines()
+    alerts = BudgetAlerts(
+        over,
+        Destinations(load_settings({})),
+        "USD",
+        policies=lambda: {given.key: given},
+        names=dict,
+        now_ms=lambda: NOW_MS,
+    )
+    over.take(RecordKey(given.scope, "tokens", "month"), StateRecord(state(given, 100), 1, NOW_MS))
+    assert await alerts.look(NoticeBook(), NOW_MS) == []
+    over.look_again()  # as when another process becomes the one that tells people
+    assert await alerts.look(NoticeBook(), NOW_MS) == []
