@@ -166,4 +166,5 @@ def test_topics_print_needs_no_kafka(tallyport: Command) -> None:
     assert [group["group"] for group in printed["groups"]] == [
         "x.tallyport-worker",
         "x.tallyport-sink",
+        "x.tallyport-notices",
     ]
