@@ -98,6 +98,19 @@ _CUT_OFF = (
     "AND source_partition = {partition:UInt32} AND source_offset < {next_offset:Int64}"
 )
 _ACCEPTED = f"SELECT count(), sum(unpriced_requests) FROM ledger_entries FINAL WHERE {_CUT_OFF}"
+# What left the ledger on purpose. A month that is leaving is gone as soon as it has no entry left.
+_LEFT = """
+SELECT toUInt64(sum(entries)), sum(unpriced_requests) FROM dropped_months FINAL
+WHERE epoch = {epoch:UInt32} AND source_topic = {topic:String}
+AND source_partition = {partition:UInt32} AND last_offset < {next_offset:Int64}
+AND (state = 'dropped' OR (state = 'leaving' AND month NOT IN (
+    SELECT DISTINCT toYYYYMM(occurred_at) FROM ledger_entries
+    WHERE toYYYYMM(occurred_at) IN (SELECT month FROM dropped_months))))
+"""
+_LEFT_MONTHS = """
+SELECT month, file, sum(entries), sum(cost_nano) FROM dropped_months FINAL
+WHERE state = 'dropped' GROUP BY month, file ORDER BY month
+"""
 _OLDER_IDS = """
 SELECT port_id, event_id, toUnixTimestamp64Milli(recorded_at) FROM ledger_entries
 WHERE epoch < {epoch:UInt32} AND entry_no = 0
@@ -183,11 +196,22 @@ class LedgerSide:
         return found
 
     def opening_of_cut_off(self, partition: int, next_offset: int, oldest_day: int) -> Opening:
-        """What the ledger holds of this log below an offset."""
+        """What the ledger holds of this log below an offset; its counts with what left it."""
         parameters = {**self._here, "partition": partition, "next_offset": next_offset}
-        [(accepted, unpriced)] = self._client.query(_ACCEPTED, parameters=parameters).result_rows
+        accepted = unpriced = 0
+        for statement in (_ACCEPTED, _LEFT):
+            [counts] = self._client.query(statement, parameters=parameters).result_rows
+            accepted, unpriced = accepted + int(counts[0]), unpriced + int(counts[1])
         cells = self._scope_sums(_CUT_OFF, {**parameters, "oldest_day": oldest_day})
-        return Opening(cells, int(accepted), int(unpriced))
+        return Opening(cells, accepted, unpriced)
+
+    def left_months(self) -> list[str]:
+        """The months that were exported and dropped, and where they are, in words."""
+        return [
+            f"{month // 100}-{month % 100:02d} was exported and dropped ({entries:,} entries, "
+            f"{cost_nano} nano); it is in {file} and was not compared"
+            for month, file, entries, cost_nano in self._client.query(_LEFT_MONTHS).result_rows
+        ]
 
     def opening_of_older(self, partitions: int, oldest_day: int) -> dict[int, Cells]:
         """What the ledger holds of older logs, by the home of the scope."""

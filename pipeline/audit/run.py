@@ -92,6 +92,7 @@ class Audit:
         await self._compare_states()
         self._compare_something()
         self._findings.notes += _note_of_older(self._epoch, older)
+        self._findings.notes += await asyncio.to_thread(self._ledger.left_months)
         ranges = {
             "events in Kafka": {
                 p: [positions.starts[p], count.next_offset]

@@ -36,6 +36,7 @@ _COMMANDS = {
     "replay-rejected": _Entry("replay", "Resend rejected records after a fix."),
     "report": _Entry("report", "Print or mail the weekly report; list what was sent."),
     "rebuild": _Entry("rebuild", "Restore the tables from the ledger into an empty Kafka."),
+    "export": _Entry("export", "Write months of the ledger to Parquet files, and drop them."),
     "bench": _Entry("bench", "Run the benchmarks."),
 }
 
