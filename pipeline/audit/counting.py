@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pipeline.audit.kafka_side import Decisions, KafkaSide, Positions
 from pipeline.audit.ledger_side import LedgerSide
 from pipeline.audit.recount.count import DAY_MS, Recount
+from pipeline.audit.recount.pseudonyms import Pseudonyms
 from pipeline.audit.state_log import StateLog
 from pipeline.core.book import builtin_book
 from pipeline.core.windows import parse_ms
@@ -29,6 +30,7 @@ class Counting:
         epoch: Epoch,
         decisions: Decisions,
         positions: Positions,
+        pseudonyms: Pseudonyms,
         progress: Progress | None,
     ) -> None:
         self._kafka, self._epoch, self._progress = kafka, epoch, progress
@@ -42,6 +44,7 @@ class Counting:
             positions.starts,
             epoch.starts,
             builtin_book().digest,
+            pseudonyms,
         )
 
     def remember_older(self, ledger: LedgerSide) -> int:

@@ -111,6 +111,8 @@ _LEFT_MONTHS = """
 SELECT month, file, sum(entries), sum(cost_nano) FROM dropped_months FINAL
 WHERE state = 'dropped' GROUP BY month, file ORDER BY month
 """
+_FORGOTTEN = "SELECT DISTINCT pseudonym FROM forgotten_users"
+_PSEUDONYM_KEY = "SELECT key FROM pseudonym_keys ORDER BY created_at, key LIMIT 1"
 _OLDER_IDS = """
 SELECT port_id, event_id, toUnixTimestamp64Milli(recorded_at) FROM ledger_entries
 WHERE epoch < {epoch:UInt32} AND entry_no = 0
@@ -228,6 +230,10 @@ class LedgerSide:
         ):
             yield port_id, event_id, int(at_ms)
 
+    def forgotten(self) -> list[str]:
+        """The pseudonyms of users who are forgotten."""
+        return [str(name) for (name,) in self._client.query(_FORGOTTEN).result_rows]
+
     def daily_differences(self, first_day: str) -> list[tuple[dict[str, Any], dict[str, int]]]:
         """Rows of ``usage_daily`` that are not the sums of ``usage_ledger``: place and amounts."""
         found = self._client.query(_DAILY, parameters={"first": first_day}).result_rows
@@ -260,3 +266,9 @@ class LedgerSide:
         with self._client.query_row_block_stream(statement, parameters=dict(parameters)) as blocks:
             for block in blocks:
                 yield from block
+
+
+def pseudonym_key(client: Client) -> str:
+    """The key of all pseudonyms, hex; for whoever may read it."""
+    [(key,)] = client.query(_PSEUDONYM_KEY).result_rows
+    return str(key)

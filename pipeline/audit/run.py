@@ -10,23 +10,25 @@
 """
 
 import asyncio
+from contextlib import closing
 from time import monotonic
 
 from pipeline.audit.counting import Counting, Offsets, Progress
 from pipeline.audit.destinations import Destinations
 from pipeline.audit.differences import Findings, Kind
 from pipeline.audit.kafka_side import KafkaSide
-from pipeline.audit.ledger_side import LedgerSide
+from pipeline.audit.ledger_side import LedgerSide, pseudonym_key
 from pipeline.audit.recount.cells import Cells, sum_cells
 from pipeline.audit.recount.policies import budgets_in_force
+from pipeline.audit.recount.pseudonyms import Pseudonyms
 from pipeline.audit.report import AuditReport, report_of
 from pipeline.audit.state_log import Heartbeat, StateLog
 from pipeline.audit.states import ScopeSums, compare_claims, compare_home
-from pipeline.audit.tables import Opening, Table, compare_table
+from pipeline.audit.tables import ForgottenCells, Opening, Table, compare_table
 from pipeline.audit.waiting import add_behind, covers, pause
 from pipeline.core.book import builtin_book
 from pipeline.kafka import client_kwargs
-from pipeline.ledger.client import ledger_reader
+from pipeline.ledger.client import connect, ledger_address, ledger_errors, ledger_reader
 from pipeline.settings import Settings
 from pipeline.stream.epoch import Epoch
 from pipeline.stream.topics import Topics
@@ -47,7 +49,18 @@ async def run_audit(
     epoch = await kafka.epoch()
     with ledger_reader(settings) as client:
         ledger = LedgerSide(client, kafka.topics.events, epoch.epoch)
-        return await Audit(kafka, ledger, epoch, wait_s, progress).run()
+        pseudonyms = Pseudonyms()
+        if forgotten := await asyncio.to_thread(ledger.forgotten):
+            key = await asyncio.to_thread(_pseudonym_key, settings)
+            pseudonyms = Pseudonyms(key, frozenset(forgotten))
+        return await Audit(kafka, ledger, epoch, wait_s, progress, pseudonyms).run()
+
+
+def _pseudonym_key(settings: Settings) -> bytes:
+    """The key that readers may not see."""
+    address = ledger_address(settings, write=True)
+    with closing(connect(address)) as client, ledger_errors(address):
+        return bytes.fromhex(pseudonym_key(client))
 
 
 class Audit:
@@ -60,7 +73,9 @@ class Audit:
         epoch: Epoch,
         wait_s: float,
         progress: Progress | None = None,
+        pseudonyms: Pseudonyms | None = None,
     ) -> None:
+        self._pseudonyms = pseudonyms or Pseudonyms()
         self._kafka, self._ledger, self._epoch = kafka, ledger, epoch
         self._wait_s = wait_s
         self._progress = progress
@@ -77,7 +92,7 @@ class Audit:
         await self._wait_for_parts(positions.next_offsets)
         self._decisions = await self._kafka.decisions(self._epoch.epoch)
         self._counting = Counting(
-            self._kafka, self._epoch, self._decisions, positions, self._progress
+            self._kafka, self._epoch, self._decisions, positions, self._pseudonyms, self._progress
         )
         self._recount = self._counting.recount
         older = await asyncio.to_thread(self._counting.remember_older, self._ledger)
@@ -93,6 +108,8 @@ class Audit:
         self._compare_something()
         self._findings.notes += _note_of_older(self._epoch, older)
         self._findings.notes += await asyncio.to_thread(self._ledger.left_months)
+        if number := len(self._pseudonyms.forgotten):
+            self._findings.notes.append(f"{number} users are forgotten: their states not compared")
         ranges = {
             "events in Kafka": {
                 p: [positions.starts[p], count.next_offset]
@@ -136,6 +153,7 @@ class Audit:
         tables: dict[int, int] = {}
         oldest_days: list[int] = []
         older: dict[int, Cells] = {}
+        forgotten = ForgottenCells(self._pseudonyms)
         for partition in self._partitions:
             table = await self._kafka.table(partition)
             ends = await self._counting.to_present()
@@ -147,13 +165,15 @@ class Audit:
                     self._ledger.opening_of_older, len(self._partitions), table.oldest_day
                 )
             opening = await self._opening(partition, table, older.get(partition, {}))
-            self._compare_table(table, opening)
+            self._compare_table(table, opening, forgotten)
             self._openings[partition] = opening
             if table.next_offset > ends[partition]:
                 self._findings.add(
                     Kind.INPUT_LOST, "tables", "end of usage.events",
                     f"at least {table.next_offset}", ends[partition], partition=partition,
                 )  # fmt: skip
+        money = not any(count.unverifiable for count in self._recount.counts.values())
+        forgotten.compare(self._findings, money=money)
         if not self._findings.by_kind[Kind.BEHIND]:
             add_behind(self._findings, "tables", wanted, tables)
         ends = await self._kafka.event_ends(self._partitions)
@@ -176,7 +196,7 @@ class Audit:
         )
         return Opening(sum_cells([below.cells, older]), below.accepted, below.unpriced)
 
-    def _compare_table(self, table: Table, opening: Opening) -> None:
+    def _compare_table(self, table: Table, opening: Opening, forgotten: ForgottenCells) -> None:
         count = self._recount.counts[table.partition]
         rules = self._recount.rules_below(table.partition, table.next_offset)
         digest = None
@@ -189,6 +209,7 @@ class Audit:
             opening,
             epoch=self._epoch.epoch,
             rules_digest=digest if count.records else None,
+            forgotten=forgotten,
         )
 
     async def _compare_states(self) -> None:
@@ -206,8 +227,9 @@ class Audit:
                 if partition in self._agreed:
                     continue
                 heartbeat = compare_home(
-                    tried, self._logs[partition], sums, budgets, len(self._partitions), money=money
-                )
+                    tried, self._logs[partition], sums, budgets, len(self._partitions),
+                    money=money, hides=self._pseudonyms.hides,
+                )  # fmt: skip
                 if heartbeat is not None:
                     self._agreed[partition] = heartbeat
                     self._findings.compared["states"] += tried.compared.pop("states", 0)

@@ -6,7 +6,7 @@ at one of them.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.audit.differences import Findings, Kind
@@ -108,8 +108,9 @@ def compare_home(
     partitions: int,
     *,
     money: bool = True,
+    hides: Callable[[str], bool] = lambda scope: False,
 ) -> Heartbeat | None:
-    """All states of one partition; the heartbeat at which they agree.
+    """All states of one partition, but of scopes that ``hides`` names; where they agree.
 
     Where none does, ``findings`` get what differs at the newest one that can be judged, and None
     is returned. Without ``money`` what prices decide is left out.
@@ -119,8 +120,9 @@ def compare_home(
         scopes = sums.at(log.partition, heartbeat.through)
         if scopes is None:
             continue
+        scopes = {scope: days for scope, days in scopes.items() if not hides(scope)}
         expected = _expected(budgets, scopes, heartbeat.as_of_ms, log.partition, partitions)
-        states = log.at(heartbeat)
+        states = {k: v for k, v in log.at(heartbeat).items() if not hides(_scope(v))}
         tried = Findings()
         for difference in _differences(expected, states, money=money):
             _add_difference(tried, log.partition, difference)
@@ -269,6 +271,11 @@ def _nano(text: str) -> int:
     sign = -1 if text.startswith("-") else 1
     whole, _, part = text.lstrip("-").partition(".")
     return sign * int(whole + part.ljust(9, "0"))
+
+
+def _scope(value: bytes) -> str:
+    """The scope a state is of."""
+    return str(_object(value).get("scope", ""))
 
 
 def _used(state: Mapping[str, Any]) -> str:

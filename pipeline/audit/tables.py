@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pipeline.audit.differences import Findings, Kind
 from pipeline.audit.recount.cells import AMOUNTS, ZERO, Cells, Totals, sum_cells
 from pipeline.audit.recount.count import PartitionCount
+from pipeline.audit.recount.pseudonyms import Pseudonyms
 
 PART = "tables"
 FATES = ("accepted", "rejected", "duplicates", "forwarded", "unpriced")
@@ -43,6 +44,44 @@ class Opening:
     unpriced: int = 0
 
 
+class ForgottenCells:
+    """Cells of forgotten users, of all partitions together.
+
+    Tables know them by their ids and the ledger by pseudonyms, which have other homes.
+    """
+
+    def __init__(self, pseudonyms: Pseudonyms) -> None:
+        self._pseudonyms = pseudonyms
+        self._expected: list[Cells] = []
+        self._found: list[Cells] = []
+        self._oldest_day = 0
+
+    def without(self, expected: Cells, found: Cells, oldest_day: int) -> tuple[Cells, Cells]:
+        """The cells of one partition's other scopes; those of forgotten users are kept here."""
+        if not self._pseudonyms.forgotten:
+            return expected, found
+        self._oldest_day = max(self._oldest_day, oldest_day)
+        return self._take(expected, self._expected), self._take(found, self._found)
+
+    def compare(self, findings: Findings, *, money: bool) -> None:
+        """Compares what was kept."""
+        days = self._oldest_day
+        expected, found = (
+            {key: cell for key, cell in sum_cells(cells).items() if key[1] >= days}
+            for cells in (self._expected, self._found)
+        )
+        compare_cells(findings, None, expected, found, money=money)
+
+    def _take(self, cells: Cells, kept: list[Cells]) -> Cells:
+        others: dict[tuple[str, int], Totals] = {}
+        for (scope, day), totals in cells.items():
+            if self._pseudonyms.hides(scope):
+                kept.append({(self._pseudonyms.scope_of(scope), day): totals})
+            else:
+                others[scope, day] = totals
+        return others
+
+
 def compare_table(
     findings: Findings,
     count: PartitionCount,
@@ -51,8 +90,9 @@ def compare_table(
     *,
     epoch: int,
     rules_digest: bytes | None,
+    forgotten: ForgottenCells | None = None,
 ) -> None:
-    """Cells, counts and stamps of one table.
+    """Cells, counts and stamps of one table; cells of forgotten users go to ``forgotten``.
 
     ``rules_digest`` is that of the last rules recorded before its position, None for none.
     """
@@ -81,19 +121,26 @@ def compare_table(
     money = not count.unverifiable
     expected = sum_cells([count.cells.below(table.next_offset), opening.cells])
     expected = {key: cell for key, cell in expected.items() if key[1] >= table.oldest_day}
-    compare_cells(findings, table.partition, expected, table.cells, money=money)
+    wanted, found = (forgotten or ForgottenCells(Pseudonyms())).without(
+        expected, table.cells, table.oldest_day
+    )
+    compare_cells(findings, table.partition, wanted, found, money=money)
     _compare_counts(findings, count, table, opening, money=money)
     _compare_stamps(findings, count, table, epoch)
     if table.flush and rules_digest is not None and table.rules_digest != rules_digest:
         what = "rules (the last ones recorded are not those that decided last)"
-        found = table.rules_digest.hex()
         findings.add(
-            Kind.RULES_MISSING, "rules", what, rules_digest.hex(), found, partition=partition
+            Kind.RULES_MISSING,
+            "rules",
+            what,
+            rules_digest.hex(),
+            table.rules_digest.hex(),
+            partition=partition,
         )
 
 
 def compare_cells(
-    findings: Findings, partition: int, expected: Cells, found: Cells, *, money: bool = True
+    findings: Findings, partition: int | None, expected: Cells, found: Cells, *, money: bool = True
 ) -> None:
     """Every day cell of one table; without ``money`` what prices decide is left out."""
     findings.compared["cells"] += len(expected)

@@ -8,7 +8,7 @@ import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 
 from pipeline import faults, metrics
-from pipeline.core.blocks import PricedBlock
+from pipeline.core.blocks import ROW_COLUMNS, PricedBlock
 from pipeline.core.errors import ConfigurationError, CorruptRecord, Refused
 from pipeline.ledger.client import (
     LedgerAddress,
@@ -30,7 +30,10 @@ from pipeline.ledger.manifests import (
     write_manifests,
 )
 from pipeline.ledger.migrate import pending
+from pipeline.ledger.pseudonyms import Pseudonyms, load_pseudonyms, refreshed, rename_entries
 from pipeline.settings import Settings
+
+_USER = ROW_COLUMNS.index("user_id")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,12 @@ class Run:
     priced_next_offset: int
     blocks: Sequence[PricedBlock]
     unwritten: Sequence[PricedBlock]
+
+    @property
+    def has_known_rows(self) -> bool:
+        """Whether the ledger has some of the rows already."""
+        pairs = zip(self.blocks, self.unwritten, strict=True)
+        return any(len(block.rows) != len(rest.rows) for block, rest in pairs)
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ class LedgerWriter:
         self._address = ledger_address(settings, write=True)
         self._client: Client | None = None
         self._marks = DayMarks()
+        self._pseudonyms = Pseudonyms()
 
     def holdings(self, topics: Iterable[str], partitions: Iterable[int]) -> dict[int, Holding]:
         """What the ledger holds of each partition of ``topics``."""
@@ -83,6 +93,8 @@ class LedgerWriter:
         """Steps 2 to 4 of the sink's protocol; returns how many rows were inserted."""
         client = self._connected()
         entries = self._entries(runs)
+        if entries is not None:
+            entries = self._pseudonyms.applied(entries)
         manifests = [
             manifest
             for run in runs
@@ -100,11 +112,26 @@ class LedgerWriter:
                     with metrics.SINK_INSERT_SECONDS.time():
                         client.insert_arrow("ledger_entries", month, settings=INSERT_SETTINGS)
                     faults.point("sink-after-insert")
+            self._rename_forgotten(client, runs)
             self._marks.after_change(client, days)
             faults.point("sink-before-manifest")
             write_manifests(client, manifests, datetime.now(UTC))
             faults.point("sink-after-manifest")
         return 0 if entries is None else entries.num_rows
+
+    def _rename_forgotten(self, client: Client, runs: Sequence[Run]) -> None:
+        """Gives pseudonyms to who was forgotten while these rows were on their way.
+
+        Whoever forgets a user registers it first and changes the rows that are there then, so each
+        row is reached by one of the two. Rows that the ledger had already may be of a round that
+        was cut short before it came here.
+        """
+        before, self._pseudonyms = self._pseudonyms, refreshed(client, self._pseudonyms)
+        if not self._pseudonyms.forgotten:
+            return
+        found = [run for run in runs if run.has_known_rows or before != self._pseudonyms]
+        users = {row[_USER] for run in found for block in run.blocks for row in block.rows}
+        rename_entries(client, self._pseudonyms.renamed(users))
 
     def _entries(self, runs: Sequence[Run]) -> pa.Table | None:
         """The rows to insert; raises ``CorruptRecord`` that names the block."""
@@ -134,6 +161,7 @@ class LedgerWriter:
                         f"the ledger lacks {len(missing)} migrations (first {missing[0]}); "
                         "run `tallyport migrate`"
                     )
+                self._pseudonyms = load_pseudonyms(client)
             self._client = client
         return self._client
 

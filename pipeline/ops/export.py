@@ -1,4 +1,4 @@
-"""``tallyport export``: months of the ledger to files, and out of the ledger where nobody needs them.
+"""``tallyport export``: months of the ledger to files, and out of it where nobody needs them.
 
 A month is needed while anything may still ask the ledger for it: a budget's window or a table that
 has cells of its days, the memory of event ids, a day that may still get entries, or the audit while
@@ -133,13 +133,17 @@ def _check_register(client: Client, month: Month, *, drop: bool) -> None:
 # -- whether anybody needs a month -----------------------------------------------------------------
 
 
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
 def _needed(month: Month, why: str) -> Refused:
     return Refused(f"{month} cannot be dropped: {why}")
 
 
 def _check_ledger(settings: Settings, client: Client, month: Month) -> None:
     """What settings, the clock and the ledger itself say."""
-    now_ms = int(time.time() * 1000)
+    now_ms = _now_ms()
     end_day = month.end_day.toordinal() - _UNIX_DAY
     accepted_days = settings.max_event_age_days + 1
     if end_day > min(oldest_day_needed(now_ms), now_ms // DAY_MS - accepted_days):

@@ -35,6 +35,8 @@ class Metering:
     folder: Path
     partitions: int = 2
     prefix: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:10]}.")
+    more: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Further settings."""
     sent: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     parts: list[PartProcess] = field(default_factory=list[PartProcess])
 
@@ -60,6 +62,7 @@ class Metering:
             replication=1,
             price_lead_s=LEAD_S,
             data_dir=self.folder,
+            **self.more,
         )
 
     async def prepare(self) -> None:

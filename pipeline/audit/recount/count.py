@@ -13,6 +13,7 @@ from pipeline.audit.recount.envelopes import Headers, Unreadable
 from pipeline.audit.recount.events import REASONS, Reading, judge_age, read_event
 from pipeline.audit.recount.places import Place, forwarded_from, home_of, replayed_from
 from pipeline.audit.recount.prices import Prices, RateHistory
+from pipeline.audit.recount.pseudonyms import Pseudonyms
 from pipeline.audit.recount.rates import RateRecord
 from pipeline.audit.recount.rows import EVENT_BYTES, PRICE_BYTES, row_digest, row_values
 from pipeline.audit.recount.rules import Rules
@@ -117,7 +118,8 @@ class Recount:
     this log ever counted (0 where not named). Where the log begins later than it counted, the
     partition counts from one dedupe horizon after its first record on, as duplicates of what is
     gone cannot be told. ``book`` is the digest of the installed book; prices that another one
-    decided cannot be verified.
+    decided cannot be verified. ``pseudonyms`` say what rows show of forgotten users; cells keep
+    the ids.
     """
 
     def __init__(
@@ -128,8 +130,10 @@ class Recount:
         log_starts: Mapping[int, int] | None = None,
         counts_start: Mapping[int, int] | None = None,
         book: str = "",
+        pseudonyms: Pseudonyms | None = None,
     ) -> None:
         self._partitions = partitions
+        self._pseudonyms = pseudonyms or Pseudonyms()
         self._book = book
         self._rules = {p: sorted(r, key=lambda one: one.from_offset) for p, r in rules.items()}
         self._rates = RateHistory(list(rates))
@@ -181,7 +185,8 @@ class Recount:
         if not isinstance(judged, _Judgement):
             return None
         price = self._prices(rules).price(judged.event)
-        return row_values(judged.event, judged.recorded_at_ms, price, rules.currency)
+        shown = self._pseudonyms.renamed(judged.event)
+        return row_values(shown, judged.recorded_at_ms, price, rules.currency)
 
     def rules_below(self, partition: int, offset: int) -> Rules | None:
         """What decided the last record before ``offset``."""
@@ -250,7 +255,8 @@ class Recount:
             found = count.unverifiable.setdefault(rules.book, Unverifiable(rules.book, offset))
             found.last_offset = offset
             found.count += 1
-        count.accepted.append(offset, row_digest(event, at_ms, price, rules.currency), note)
+        shown = self._pseudonyms.renamed(event)
+        count.accepted.append(offset, row_digest(shown, at_ms, price, rules.currency), note)
         if price.cost_nano is None:
             count.unpriced.append(offset)
         count.cells.add(offset, entry_of(event, price.cost_nano))

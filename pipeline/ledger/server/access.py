@@ -38,6 +38,8 @@ SYSTEM_TABLES: Final = _words(
     settings table_engines table_functions tables time_zones zeros zeros_mt
     """
 )
+# What would tell which id a pseudonym stands for.
+_SECRET_TABLES: Final = frozenset({"pseudonym_keys"})
 TABLE_FUNCTIONS: Final = _words(
     """
     numbers numbers_mt generateSeries generate_series values
@@ -265,7 +267,8 @@ class Judge:
         database, table = ([self._database, *parts])[-2:] if len(parts) <= 2 else ("", "")
         if database in _INFORMATION_SCHEMA:
             return
-        if database == LEDGER_DATABASE and (table in VIEWS or not self._limited):
+        readable = table in VIEWS if self._limited else table not in _SECRET_TABLES
+        if database == LEDGER_DATABASE and readable:
             return
         # The reader's own WITH name, unless a table has it too: that would be meant elsewhere.
         if len(parts) == 1 and table in self._with_names and not self._is_table(table):
