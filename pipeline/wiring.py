@@ -19,6 +19,7 @@ from pipeline.core.book import builtin_book
 from pipeline.core.errors import Refused, TallyportError
 from pipeline.kafka import check_kafka, client_kwargs
 from pipeline.ledger.client import open_writer
+from pipeline.ledger.currency import settle_currency
 from pipeline.ledger.manifests import known_epochs
 from pipeline.liveness import Watchdog, end_through, end_within
 from pipeline.settings import Settings
@@ -137,8 +138,9 @@ async def _context(settings: Settings, rates: RateTail) -> tuple[StreamContext, 
 
 
 def _ledger_logs(settings: Settings) -> dict[int, str]:
-    """The logs that the ledger has been written from: epoch → id."""
+    """The logs that the ledger has been written from: epoch → id; it must be of our currency."""
     with contextlib.closing(open_writer(settings)) as client:
+        settle_currency(client, settings.currency)
         return {log_epoch.epoch: log_epoch.id for log_epoch in known_epochs(client)}
 
 

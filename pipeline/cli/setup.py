@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -207,10 +208,24 @@ async def _reach_kafka(configured: "Settings") -> None:
 
 
 async def _reach_clickhouse(configured: "Settings") -> None:
-    from pipeline.ledger.client import connect, ledger_address
+    from pipeline.ledger.client import (
+        LedgerDatabaseMissing,
+        connect,
+        ledger_address,
+        ledger_errors,
+    )
+    from pipeline.ledger.currency import check_currency
 
     def reach() -> None:
-        connect(ledger_address(configured, write=True), database="").close()
+        address = ledger_address(configured, write=True)
+        connect(address, database="").close()
+        # Without a database, or one of an older release, `migrate` is what comes next.
+        with (
+            suppress(LedgerDatabaseMissing),
+            ledger_errors(address),
+            closing(connect(address)) as client,
+        ):
+            check_currency(client, configured.currency)
 
     await asyncio.to_thread(reach)
 

@@ -18,6 +18,7 @@ from pipeline.ledger.client import (
     ledger_errors,
 )
 from pipeline.ledger.columns import by_month, entries_table
+from pipeline.ledger.currency import settle_currency
 from pipeline.ledger.day_marks import DayMarks
 from pipeline.ledger.manifests import (
     INSERT_SETTINGS,
@@ -161,6 +162,7 @@ class LedgerWriter:
                         f"the ledger lacks {len(missing)} migrations (first {missing[0]}); "
                         "run `tallyport migrate`"
                     )
+                settle_currency(client, self._settings.currency)
                 self._pseudonyms = load_pseudonyms(client)
             self._client = client
         return self._client

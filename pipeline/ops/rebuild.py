@@ -33,6 +33,7 @@ from pipeline.core.totals import SourceTotals, Totals, sum_totals
 from pipeline.faults import point
 from pipeline.kafka import check_kafka, client_kwargs
 from pipeline.ledger.client import ledger_address, ledger_errors, open_writer
+from pipeline.ledger.currency import check_currency
 from pipeline.ledger.manifests import LogEpoch, join_epoch, known_epochs
 from pipeline.ledger.migrate import pending
 from pipeline.ledger.opening import (
@@ -122,6 +123,7 @@ class _Rebuild:
                 f"the ledger lacks {len(missing)} migrations (first {missing[0]}); "
                 "run `tallyport migrate`"
             )
+        await asyncio.to_thread(check_currency, self._ledger, self._settings.currency)
         if not dry_run:
             await create_or_check(self._settings)
         remains = await find_remains(self._client, self._topics)

@@ -1,0 +1,33 @@
+"""The one currency of a ledger: amounts of two would be added up as if they were one."""
+
+from datetime import UTC, datetime
+
+from clickhouse_connect.driver.client import Client
+
+from pipeline.core.errors import Refused
+from pipeline.ledger.manifests import INSERT_SETTINGS
+
+_CURRENCY = "SELECT currency FROM ledger_currency ORDER BY written_at LIMIT 1"
+
+
+def check_currency(client: Client, currency: str) -> bool:
+    """Whether the ledger's currency is known. Raises ``Refused`` when it is another one."""
+    row = client.query(_CURRENCY).first_row
+    if row and row[0] != currency:
+        raise Refused(
+            f"TALLYPORT_CURRENCY is {currency}, but this ledger's amounts are in {row[0]}; set it "
+            f"back to {row[0]}, or start with an empty ledger, data folder and topic prefix"
+        )
+    return bool(row)
+
+
+def settle_currency(client: Client, currency: str) -> None:
+    """Makes ``currency`` the ledger's, if it has none yet; raises ``Refused`` as above."""
+    if not check_currency(client, currency):
+        client.insert(
+            "ledger_currency",
+            [[currency, datetime.now(UTC)]],
+            column_names=("currency", "written_at"),
+            settings=INSERT_SETTINGS,
+        )
+        check_currency(client, currency)
