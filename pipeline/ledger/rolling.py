@@ -1,4 +1,7 @@
-"""The roller beside the sink: a thread of its own with a connection of its own."""
+"""What one of the sinks does beside its rows: rolling up days and merging manifests.
+
+A thread of its own with a connection of its own.
+"""
 
 import logging
 import threading
@@ -9,6 +12,7 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline import metrics
 from pipeline.ledger.client import LedgerError, connect, ledger_address, ledger_errors
+from pipeline.ledger.compaction import Compactor
 from pipeline.ledger.rollup import Roller
 from pipeline.settings import Settings
 
@@ -41,7 +45,7 @@ def rolling_up(settings: Settings, is_mine: Callable[[], bool]) -> Generator[Non
 
 
 def _roll(settings: Settings, is_mine: Callable[[], bool], stop: threading.Event) -> None:
-    roller = Roller()
+    roller, compactor = Roller(), Compactor()
     while not stop.wait(TURN_EVERY_S):
         if not is_mine():
             continue
@@ -51,9 +55,10 @@ def _roll(settings: Settings, is_mine: Callable[[], bool], stop: threading.Event
             client = connect(address, query_timeout_s=BUILD_TIMEOUT_S)
             with ledger_errors(address):
                 roller.turn(client)
+                compactor.turn(client)
         except LedgerError as error:
             metrics.ROLLUP_FAILURES.inc()
-            _log.warning("days are not rolled up now, and are summed from the ledger: %s", error)
+            _log.warning("neither days nor manifests are rolled up now: %s", error)
         finally:
             if client is not None:
                 client.close()
