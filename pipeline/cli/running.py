@@ -1,6 +1,7 @@
 """``up``, ``demo`` and the single parts: commands that run until they are told to stop."""
 
 import asyncio
+import gc
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from pipeline.cli.output import as_json
 if TYPE_CHECKING:
     from pipeline.settings import Settings
 
-
+_GC_YOUNG_OBJECTS = 100_000
 _PEM = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -63,6 +64,9 @@ async def _run_sink(configured: "Settings") -> int:
     from pipeline.ledger.sink_status import SinkStatus
     from pipeline.web.health import serve_health
 
+    # Rows die together and hold no cycles: collecting after every 700 costs half of the time.
+    gc.freeze()
+    gc.set_threshold(_GC_YOUNG_OBJECTS, 50, 100)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

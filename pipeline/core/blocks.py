@@ -39,6 +39,12 @@ class PricedBlock(msgspec.Struct, array_like=True, gc=False):
     forwarded: list[int]
 
 
+class HeldBlock(PricedBlock, array_like=True, gc=False):
+    """A block with the bytes it was read from."""
+
+    encoded: bytes = b""
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(PricedBlock)
 
@@ -57,3 +63,9 @@ def decode_block(value: bytes) -> PricedBlock:
     if block.version != BLOCK_VERSION:
         raise wrong_version("priced block", block.version, BLOCK_VERSION)
     return block
+
+
+def hold_block(value: bytes) -> HeldBlock:
+    """``decode_block``, with the bytes kept."""
+    block = decode_block(value)
+    return HeldBlock(*(getattr(block, name) for name in block.__struct_fields__), encoded=value)

@@ -1,6 +1,7 @@
 """Priced blocks as one Arrow table in the ledger's column order.
 
-Rows come as tuples and leave as typed columns: one transposition, then one array a column.
+Rows leave as typed columns: straight from the bytes of their blocks where those are at hand, else
+by one transposition of tuples, then one array a column.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.blocks import ROW_COLUMNS, PricedBlock
+from pipeline.core.blocks import ROW_COLUMNS, HeldBlock, PricedBlock
 from pipeline.core.errors import CorruptRecord
+from pipeline.ledger.packed_rows import Packed, Unexpected, packed_columns
 
 COUNTER_COLUMNS: tuple[str, ...] = (
     "input_tokens",
@@ -74,6 +76,7 @@ _SCHEMA = pa.schema(
 LEDGER_COLUMNS: tuple[str, ...] = tuple(_SCHEMA.names)
 """The columns of table ``ledger_entries``, in its order."""
 
+_NULLABLE = frozenset({"cost_nano"})
 _RENAMED = {"occurred_at_us": "occurred_at", "recorded_at_ms": "recorded_at"}
 
 
@@ -82,16 +85,12 @@ def entries_table(blocks: Sequence[PricedBlock], currency: str) -> pa.Table:
 
     Raises ``CorruptRecord`` when a row is not what ``ROW_COLUMNS`` says.
     """
-    rows = list(chain.from_iterable(block.rows for block in blocks))
-    try:
-        columns = _row_columns(rows)
-    except (ValueError, TypeError, OverflowError, AttributeError) as error:
-        raise CorruptRecord(f"a priced block's rows do not fit the ledger: {error}") from error
+    columns = _packed_columns(blocks) or _checked_row_columns(blocks)
     status = columns["price_status"]
     columns["unpriced_requests"] = pc.cast(_call("equal", status, "unpriced"), pa.int8())
     columns["estimated"] = _call("or", columns["estimated"], columns.pop("price_estimated"))
     columns["total_tokens"] = _call("add", columns["input_tokens"], columns["output_tokens"])
-    columns |= _constants(blocks, len(rows), currency)
+    columns |= _constants(blocks, len(status), currency)
     return pa.table([columns[name] for name in LEDGER_COLUMNS], schema=_SCHEMA)
 
 
@@ -112,6 +111,33 @@ def _call(function: str, left: pa.Array, right: pa.Array | str) -> pa.Array:
     return pc.call_function(function, [left, operand])
 
 
+def _packed_columns(blocks: Sequence[PricedBlock]) -> dict[str, pa.Array] | None:
+    """The columns from the blocks' bytes; None where they have to be taken from the rows."""
+    held = [block for block in blocks if isinstance(block, HeldBlock)]
+    if not held or len(held) < len(blocks):
+        return None
+    packed = [Packed(block.encoded, len(block.rows)) for block in held]
+    try:
+        columns = packed_columns(packed, ROW_COLUMNS, _kind_of, _NULLABLE)
+    except (Unexpected, IndexError, pa.ArrowInvalid):
+        return None
+    return {_RENAMED.get(name, name): column for name, column in columns.items()}
+
+
+def _kind_of(row_name: str) -> pa.DataType:
+    if row_name == "price_estimated":
+        return pa.bool_()
+    return _SCHEMA.field(_RENAMED.get(row_name, row_name)).type
+
+
+def _checked_row_columns(blocks: Sequence[PricedBlock]) -> dict[str, pa.Array]:
+    rows = list(chain.from_iterable(block.rows for block in blocks))
+    try:
+        return _row_columns(rows)
+    except (ValueError, TypeError, OverflowError, AttributeError) as error:
+        raise CorruptRecord(f"a priced block's rows do not fit the ledger: {error}") from error
+
+
 def _row_columns(rows: list[tuple[object, ...]]) -> dict[str, pa.Array]:
     values = list(zip(*rows, strict=True)) or [()] * len(ROW_COLUMNS)
     columns: dict[str, pa.Array] = {}
@@ -119,10 +145,8 @@ def _row_columns(rows: list[tuple[object, ...]]) -> dict[str, pa.Array]:
         name = _RENAMED.get(row_name, row_name)
         if name == "tags":
             columns[name] = _tags_array(column)
-        elif name == "price_estimated":
-            columns[name] = pa.array(column, pa.bool_())
         else:
-            columns[name] = pa.array(column, _SCHEMA.field(name).type)
+            columns[name] = pa.array(column, _kind_of(row_name))
     return columns
 
 

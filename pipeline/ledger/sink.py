@@ -27,7 +27,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import ConsumerRecord
 
 from pipeline import faults, metrics
-from pipeline.core.blocks import PricedBlock, decode_block
+from pipeline.core.blocks import PricedBlock, hold_block
 from pipeline.core.errors import CorruptRecord, Refused, TallyportError
 from pipeline.kafka import check_kafka, client_kwargs
 from pipeline.ledger.client import LedgerDatabaseMissing, LedgerError, LedgerLoginRefused
@@ -236,7 +236,7 @@ class _Sink(ConsumerRebalanceListener):
                 return
             value = record.value or b""
             try:
-                block = decode_block(value)
+                block = hold_block(value)
             except CorruptRecord as error:
                 where = f"{tp.topic} partition {tp.partition} offset {record.offset}"
                 raise CorruptRecord(f"{where}: {error}") from error

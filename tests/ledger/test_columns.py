@@ -1,11 +1,14 @@
 """Priced blocks as Arrow columns: names, types, values."""
 
+import random
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from pipeline.core.blocks import ROW_COLUMNS, PricedBlock, encode_block, hold_block
 from pipeline.core.errors import CorruptRecord
+from pipeline.ledger import columns
 from pipeline.ledger.columns import LEDGER_COLUMNS, by_month, entries_table
 from tests.ledger.priced_blocks import START_US, block, chain, dicts, row
 
@@ -95,3 +98,69 @@ def test_no_rows_give_an_empty_table() -> None:
 def test_a_row_that_does_not_fit_is_corrupt(bad: tuple[Any, ...]) -> None:
     with pytest.raises(CorruptRecord, match="do not fit the ledger"):
         entries_table([block([row(), bad], 0, 2)], "USD")
+
+
+AWKWARD: list[dict[str, Any]] = [
+    {"event_id": "é" * 128, "session_id": "s" * 31, "request_id": "r" * 32, "endpoint": "x" * 256},
+    {"input_tokens": 2**63 - 1, "output_tokens": 0, "cost_nano": -(2**63), "audio_nano": 10**16},
+    {"input_tokens": 127, "output_tokens": 128, "characters": 255, "images": 256},
+    {"input_tokens": 65_535, "output_tokens": 65_536, "characters": 2**32 - 1, "images": 2**32},
+    {"cost_nano": -1, "audio_nano": -33, "web_searches": -(2**31) - 1, "source_offset": -200},
+    {"cost_nano": None, "price_status": "unpriced", "self_hosted": True, "price_estimated": True},
+    {"tags": {str(n): "v" * n for n in range(15)}},
+    {"tags": {"k" * 64: "é" * 256, "": ""}, "user_id": "Ü" * 20_000},
+]
+
+
+def held(blocks: list[PricedBlock]) -> list[PricedBlock]:
+    return [hold_block(encode_block(one)) for one in blocks]
+
+
+def test_columns_from_the_bytes_are_those_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row(**values) for values in AWKWARD]
+    blocks = [*chain(5, 40), block([], 0, 9), block(rows, 0, 20), block(rows[:1], 0, 20)]
+    expected = entries_table(blocks, "USD")
+
+    def unused(rows: object) -> None:
+        raise AssertionError("the rows were taken one by one")
+
+    monkeypatch.setattr(columns, "_row_columns", unused)
+    found = entries_table(held(blocks), "USD")
+    assert found.schema == expected.schema
+    assert found.to_pylist() == expected.to_pylist()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        # The bytes of a row's beginning, in the middle of a number.
+        {"source_offset": int.from_bytes(b"\xdc\x00" + bytes([len(ROW_COLUMNS)]) + b"\x00")},
+        {"tags": {str(n): "" for n in range(16)}},
+        {"user_id": "u" * 70_000},
+    ],
+    ids=["looks like two rows", "sixteen tags", "long text"],
+)
+def test_bytes_that_are_not_understood_are_taken_row_by_row(values: dict[str, Any]) -> None:
+    blocks = [block([row(), row(**values), row()], 0, 9)]
+    assert entries_table(held(blocks), "USD").equals(entries_table(blocks, "USD"))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_spoilt_bytes_never_give_other_rows(seed: int) -> None:
+    rng = random.Random(seed)
+    blocks = chain(seed, 3)
+    spoilt = bytearray(encode_block(blocks[1]))
+    for _ in range(rng.randrange(1, 4)):
+        spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)
+    try:
+        found = hold_block(bytes(spoilt))
+    except CorruptRecord:
+        return
+    plain = PricedBlock(*(getattr(found, name) for name in PricedBlock.__struct_fields__))
+    tables: list[Any] = []
+    for one in (plain, found):
+        try:
+            tables.append(entries_table([one], "USD").to_pylist())
+        except CorruptRecord:
+            tables.append(None)
+    assert tables[0] == tables[1]
