@@ -154,6 +154,29 @@ async def _rebuild(entries: int, cells: int) -> dict[str, object]:
 @bench.command()
 @click.option(
     "--events",
+    type=click.IntRange(10_000),
+    default=5_000_000,
+    show_default=True,
+    help="Events of a year in the ledger.",
+)
+@as_json
+def ledger(events: int, json_wanted: bool) -> None:
+    """Bytes per event, queries on a year of data, and the sink beside direct inserts."""
+    _show({"ledger": run_async(_ledger(events))}, json_wanted)
+
+
+async def _ledger(events: int) -> dict[str, object]:
+    from pipeline.bench.ledger import run
+
+    with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
+        own = _own_settings(settings(), Path(folder))
+        found = await run(own, events, lambda line: click.echo(line, err=True))
+    return found.to_json()
+
+
+@bench.command()
+@click.option(
+    "--events",
     type=click.IntRange(1_000),
     default=200_000,
     show_default=True,
@@ -277,5 +300,9 @@ def _show(found: dict[str, Any], json_wanted: bool) -> None:
         print_table([found["recovery"]], tuple(found["recovery"]))
     if "rebuild" in found:
         print_table([found["rebuild"]], tuple(found["rebuild"]))
+    if "ledger" in found:
+        print_table(found["ledger"].pop("queries"), ("query", "median", "p95"))
+        for name, figure in found["ledger"].items():
+            click.echo(f"{name}: {figure}")
     if "latency" in found:
         print_table(found["latency"], ("events_per_s", "probes", "p50_ms", "p99_ms", "lost"))
