@@ -1,4 +1,4 @@
-"""Who changed which policy or price: the change, and the record of it, in one transaction.
+"""Who changed which policy, price or name: the change, and the record of it, in one transaction.
 
     1 fence   take over the one transactional id that all writers share: whatever another one
               had not committed yet is gone for good
@@ -41,7 +41,7 @@ _READ_CHUNK = 500
 # A producer that is fenced between two calls refuses the second one as an illegal operation.
 _FENCED = (ProducerFenced, InvalidProducerEpoch, ConcurrentTransactions, IllegalOperation)
 
-Subject = Literal["policy", "price", "key"]
+Subject = Literal["policy", "price", "name", "key"]
 
 
 class ChangeTopics(Protocol):

@@ -119,9 +119,16 @@ SPECS: Mapping[str, TopicSpec] = {
         "tallyport.owners", "which worker may write for which partition", "compact", single=True
     ),
     "epoch": TopicSpec("tallyport.epoch", "the identity of this log", "delete", single=True),
+    "id_names": TopicSpec(
+        "tallyport.names",
+        "display names and mail addresses of ids",
+        "compact",
+        single=True,
+        timestamp_type="LogAppendTime",
+    ),
     "changes": TopicSpec(
         "tallyport.changes",
-        "who changed which policy or price",
+        "who changed which policy, price or name",
         "delete",
         single=True,
         timestamp_type="LogAppendTime",
@@ -156,6 +163,7 @@ class Topics:
     registry: str
     owners: str
     epoch: str
+    id_names: str
     changes: str
     replays: str
     notices: str

@@ -11,6 +11,7 @@ import uvloop
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.routing import Route
 
 from pipeline.core.errors import ConfigurationError, TallyportError
 from pipeline.core.event_codec import TimeLimits
@@ -36,15 +37,21 @@ from pipeline.web.event_log import EventLog
 from pipeline.web.gate import Gate
 from pipeline.web.guarded_http import allow_connections
 from pipeline.web.health import health_routes
+from pipeline.web.id_usage import IdUsageEndpoints
 from pipeline.web.ingest import EventsEndpoint, Intake
 from pipeline.web.key_ring import KeyRing
+from pipeline.web.ledger_reads import LedgerReads
 from pipeline.web.loopback import LoopbackOnly, is_loopback
+from pipeline.web.name_feed import NameFeed
+from pipeline.web.names import NameEndpoints
 from pipeline.web.openapi import openapi_routes
+from pipeline.web.page_files import page_routes
 from pipeline.web.policy_feed import PolicyFeed
 from pipeline.web.prices import PriceEndpoints
 from pipeline.web.problems import Problem, handle_error
 from pipeline.web.progress import Progress
 from pipeline.web.rate_feed import RateFeed
+from pipeline.web.rejected import RejectedEndpoints
 from pipeline.web.reports import ReportEndpoints
 from pipeline.web.request_count import RequestCount
 from pipeline.web.server import Tls, address, bind, serve
@@ -52,6 +59,9 @@ from pipeline.web.state_feed import StateFeed
 from pipeline.web.state_stream import Streams
 from pipeline.web.states import StateEndpoints
 from pipeline.web.traces import TracesEndpoint
+from pipeline.web.usage import UsageEndpoints
+from pipeline.web.user_usage import UserUsageEndpoint
+from pipeline.web.whoami import WhoamiEndpoint
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +89,8 @@ class Api:
         self.policies = PolicyFeed(client, topics)
         self.notifier = self._notifier(settings, client, topics, over)
         self.rates = RateFeed(client, topics.rates, settings.price_lead_s, settings.currency)
+        self.names = NameFeed(client, topics)
+        self.ledger = LedgerReads(settings)
         self.streams = Streams(self.states, MAX_STREAMS)
         limits = TimeLimits.of(settings.max_event_age_days, settings.max_future_skew_s)
         intake = Intake(self.events, limits)
@@ -101,8 +113,22 @@ class Api:
             ).routes(gate),
             *ChangesEndpoint(client, topics.changes, ring).routes(gate),
             *ReportEndpoints(settings, client, topics.notices).routes(gate),
+            *NameEndpoints(client, topics, self.names).routes(gate),
+            *RejectedEndpoints(client, topics.rejected).routes(gate),
+            *WhoamiEndpoint(settings).routes(gate),
+            *self._usage_routes(gate, settings.currency),
+            *page_routes(),
         ]
         self.app = self._application()
+
+    def _usage_routes(self, gate: Gate, currency: str) -> list[Route]:
+        """What the ledger answers; lists of ids before the ids, or ``users`` would be one."""
+        ledger, names, policies = self.ledger, self.names, self.policies
+        return [
+            *UsageEndpoints(ledger, names, policies, currency).routes(gate),
+            *IdUsageEndpoints(ledger, names, policies, self.states, currency).routes(gate),
+            *UserUsageEndpoint(ledger, names, currency).routes(gate),
+        ]
 
     def problems(self) -> list[str]:
         """What keeps this process from doing its own work."""
@@ -177,6 +203,7 @@ class Api:
             self.policies.run,
             self.rates.run,
             self.notifier.run,
+            self.names.run,
         )
         tasks = [asyncio.create_task(_kept(run)) for run in runs]
         try:
@@ -185,6 +212,7 @@ class Api:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self.ledger.close()
 
 
 async def _kept(run: Callable[[], Coroutine[Any, Any, None]]) -> None:

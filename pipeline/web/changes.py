@@ -1,4 +1,4 @@
-"""``GET /v1/changes``: who changed which policy, price or key, newest first."""
+"""``GET /v1/changes``: who changed which policy, price, name or key, newest first."""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from pipeline.web.query import choice, known, whole_number
 
 MAX_CHANGES = 1_000
 DEFAULT_CHANGES = 100
-SUBJECTS = ("policy", "price", "key")
+SUBJECTS = ("policy", "price", "name", "key")
 _CURSOR = re.compile(r"([0-9]{1,19})-([0-9]{1,9})")
 
 
@@ -32,7 +32,7 @@ class _Cursor(NamedTuple):
 
 
 class ChangesEndpoint:
-    """The route ``/v1/changes``: the log of policies and prices, and the history of the keys."""
+    """The route ``/v1/changes``: the log of policies, prices and names, and the keys' history."""
 
     def __init__(self, client: Mapping[str, Any], topic: str, ring: KeyRing | None) -> None:
         self._client = client
@@ -93,10 +93,11 @@ def key_changes(keys: tuple[Key, ...]) -> list[Change]:
 def _may_see(caller: Caller, change: Change) -> bool:
     if caller.ports is None:
         return True
-    if change.what != "policy":
+    if change.what not in ("policy", "name"):
         return False
+    key = change.key if change.what == "policy" else f"{change.key}|tokens|day"
     try:
-        return caller.may_see(parse_key(change.key).scope)
+        return caller.may_see(parse_key(key).scope)
     except InvalidField:
         return False
 

@@ -10,12 +10,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pipeline.core.event_fields import BILLING_SCOPES, COUNTERS, FLAGS, KINDS, OPTIONAL_TEXTS
+from pipeline.core.names import MAX_EMAIL_LENGTH, MAX_NAME_LENGTH
+from pipeline.core.rejections import REASONS as RECORD_REASONS
+from pipeline.core.scopes import KINDS as SCOPE_KINDS
 from pipeline.core.scopes import PERIODS, UNITS
+from pipeline.web.changes import SUBJECTS
 from pipeline.web.event_forms import CLOUDEVENT, CLOUDEVENT_BATCH, JSON, NDJSON
+from pipeline.web.id_usage import ORDERS
 from pipeline.web.ingest import REASONS, Result
 from pipeline.web.otlp_messages import PROTOBUF
 from pipeline.web.problems import MEDIA_TYPE
 from pipeline.web.states import CheckBody
+from pipeline.web.usage_rows import FILTERS, SPAN
 
 Json = dict[str, Any]
 
@@ -25,7 +31,6 @@ _COMMON = ("400", "401", "403", "404", "408", "413", "415", "429", "500", "503")
 _TITLES = {
     "200": "Done.",
     "201": "Made.",
-    "202": "Under way.",
     "204": "Gone.",
     "207": "Some events were accepted.",
     "304": "As you have it.",
@@ -51,7 +56,13 @@ def document() -> Json:
     _, types = msgspec.json.schema_components(
         (CheckBody, Result), ref_template="#/components/schemas/{name}"
     )
-    components = {**types, "Event": _event(), "Policy": _policy(), "Problem": _problem()}
+    components = {
+        **types,
+        "Event": _event(),
+        "Name": _name(),
+        "Policy": _policy(),
+        "Problem": _problem(),
+    }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -69,7 +80,18 @@ def document() -> Json:
 
 
 def _paths() -> Json:
-    return {**_reporting(), **_asking(), **_budgets(), **_prices(), **_changes(), **_reports()}
+    return {
+        **_reporting(),
+        **_asking(),
+        **_budgets(),
+        **_prices(),
+        **_changes(),
+        **_reports(),
+        **_names(),
+        **_usage(),
+        **_id_usage(),
+        **_rejected(),
+    }
 
 
 def _reporting() -> Json:
@@ -143,6 +165,9 @@ def _prices() -> Json:
             "get": _operation("Prices", {"200": _ANY}, parameters=asked),
             "put": _operation("Publish rates", {"200": _ANY}, _body({JSON: _ANY})),
         },
+        "/v1/prices/explain": {
+            "get": _operation("Why a price is what it is", {"200": _ANY}, parameters=asked)
+        },
         "/v1/prices/book": {"get": _operation("The built-in book", {"200": _ANY, "304": None})},
     }
 
@@ -151,7 +176,7 @@ def _changes() -> Json:
     asked = [
         _query("limit", {"type": "integer", "minimum": 1, "maximum": 1_000}),
         _query("cursor", {"type": "string"}),
-        _query("what", {"enum": ["policy", "price", "key"]}),
+        _query("what", {"enum": [*SUBJECTS]}),
     ]
     return {"/v1/changes": {"get": _operation("Who changed what", {"200": _ANY}, parameters=asked)}}
 
@@ -175,6 +200,116 @@ def _reports() -> Json:
             "get": _operation("What was sent to whom", {"200": _ANY}, parameters=asked)
         },
     }
+
+
+def _names() -> Json:
+    name: Json = {"$ref": "#/components/schemas/Name"}
+    asked = [
+        _query("scope", {"type": "array", "items": {"type": "string"}}),
+        _query("kind", {"enum": [*SCOPE_KINDS]}),
+        _query("limit", {"type": "integer", "minimum": 1, "maximum": 10_000}),
+        _query("after", {"type": "string"}),
+    ]
+    one: Json = {
+        "parameters": [_path("scope", {"type": "string", "examples": ["user:u1"]})],
+        "get": _operation("The name of an id", {"200": name}),
+        "put": _operation("Name an id", {"200": name, "201": name}, _body({JSON: name})),
+        "delete": _operation("Forget the name of an id", {"204": None}),
+    }
+    return {
+        "/v1/names": {"get": _operation("Names of ids", {"200": _ANY}, parameters=asked)},
+        "/v1/names/{scope}": one,
+    }
+
+
+def _usage() -> Json:
+    filters = _usage_filters()
+    rows = [
+        *filters,
+        _query("group_by", {"type": "string", "examples": ["model,feature,day"]}),
+        *_paging(10_000),
+    ]
+    summary = [
+        _query("billing_scope", {"enum": [*BILLING_SCOPES]}),
+        _query("organization_id", {"type": "string"}),
+    ]
+    unpriced = [*filters, _query("limit", {"type": "integer", "minimum": 1, "maximum": 1_000})]
+    usage = _operation("What was used", {"200": _ANY}, parameters=rows)
+    usage["responses"]["200"]["content"]["text/csv"] = {"schema": {"type": "string"}}
+    return {
+        "/v1/whoami": {"get": _operation("Who asks, and what they may do", {"200": _ANY})},
+        "/v1/usage": {"get": usage},
+        "/v1/usage/summary": {
+            "get": _operation("Today, this month and 30 days", {"200": _ANY}, parameters=summary)
+        },
+        "/v1/usage/unpriced": {
+            "get": _operation("Models without a price", {"200": _ANY}, parameters=unpriced)
+        },
+    }
+
+
+def _id_usage() -> Json:
+    """Lists of ids, and what one of them used."""
+    budget = [_query("unit", {"enum": [*UNITS]}), _query("period", {"enum": [*PERIODS]})]
+    listed = [
+        _query("search", {"type": "string"}),
+        _query("order", {"enum": [*ORDERS]}),
+        *_paging(1_000),
+    ]
+    span = [_query(name, {"type": "string"}) for name in SPAN]
+    events = [
+        _query("port_id", {"type": "string"}),
+        _query("billing_scope", {"enum": [*BILLING_SCOPES]}),
+        *span,
+        *_paging(1_000),
+    ]
+    paths: Json = {
+        "/v1/usage/all": {
+            "get": _operation("What all used, and its budget", {"200": _ANY}, parameters=budget)
+        },
+        "/v1/usage/users/{id}": {
+            "parameters": [_path("id", {"type": "string"})],
+            "get": _operation("The events of a user", {"200": _ANY}, parameters=events),
+        },
+    }
+    for kind in ("ports", "groups", "organizations", "users"):
+        told = f"The {kind}, and what each used this month"
+        paths[f"/v1/usage/{kind}"] = {"get": _operation(told, {"200": _ANY}, parameters=listed)}
+        paths.setdefault(
+            f"/v1/usage/{kind}/{{id}}",
+            {
+                "parameters": [_path("id", {"type": "string"})],
+                "get": _operation(
+                    f"What one of the {kind} used, and its budget", {"200": _ANY}, parameters=budget
+                ),
+            },
+        )
+    return paths
+
+
+def _rejected() -> Json:
+    newest = [_query("reason", {"enum": [*RECORD_REASONS]}), *_paging(200)]
+    hours = [_query("hours", {"type": "integer", "minimum": 1, "maximum": 720})]
+    return {
+        "/v1/rejected": {
+            "get": _operation("The newest refused records", {"200": _ANY}, parameters=newest)
+        },
+        "/v1/rejected/count": {
+            "get": _operation("How many were refused, by reason", {"200": _ANY}, parameters=hours)
+        },
+    }
+
+
+def _usage_filters() -> list[Json]:
+    kinds: Json = {"kind": {"enum": [*KINDS]}, "billing_scope": {"enum": [*BILLING_SCOPES]}}
+    return [_query(name, kinds.get(name, {"type": "string"})) for name in (*FILTERS, *SPAN)]
+
+
+def _paging(most: int) -> list[Json]:
+    return [
+        _query("limit", {"type": "integer", "minimum": 1, "maximum": most}),
+        _query("cursor", {"type": "string"}),
+    ]
 
 
 def _operation(
@@ -263,6 +398,18 @@ def _policy() -> Json:
             "on_stale": {"enum": ["allow", "deny"]},
             "extra": {"type": ["object", "null"]},
             "notify": {"type": "array", "items": {"type": "string"}},
+        },
+    }
+
+
+def _name() -> Json:
+    text: Json = {"type": ["string", "null"]}
+    return {
+        "type": "object",
+        "properties": {
+            "scope": {"type": "string"},
+            "display_name": {**text, "maxLength": MAX_NAME_LENGTH},
+            "email": {**text, "maxLength": MAX_EMAIL_LENGTH},
         },
     }
 

@@ -56,6 +56,7 @@ class PriceEndpoints:
             gate.route("/v1/prices", self._list, ASKERS),
             gate.route("/v1/prices", self._put, ADMINS, ["PUT"]),
             gate.route("/v1/prices/book", self._book, ASKERS),
+            gate.route("/v1/prices/explain", self._explain, ASKERS),
         ]
 
     async def _list(self, request: Request, _: Caller) -> Response:
@@ -83,6 +84,11 @@ class PriceEndpoints:
         if "provider" in request.query_params or "model" in request.query_params:
             body["explanation"] = _explanation(request, version)
         return json_answer(body)
+
+    async def _explain(self, request: Request, _: Caller) -> Response:
+        known(request, ("provider", "model", "service_tier", "at"))
+        version = self._version()
+        return json_answer({"as_of": _now_text(), **_explanation(request, version)})
 
     async def _book(self, request: Request, _: Caller) -> Response:
         book = self._version().book

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from pipeline.core.errors import InvalidField, TallyportError
 from pipeline.stream.change_log import ChangeLogError
+from pipeline.stream.name_log import NameLogError
 from pipeline.stream.policy_log import PolicyLogError
 from pipeline.stream.rate_log import RateLogError
 from pipeline.stream.rate_publishing import RatesRefused
@@ -81,7 +82,7 @@ def problem_of(error: Exception) -> Problem:
         return invalid(error)
     if isinstance(error, RatesRefused):
         return Problem(400, str(error))
-    if isinstance(error, PolicyLogError | RateLogError | ChangeLogError):
+    if isinstance(error, PolicyLogError | RateLogError | NameLogError | ChangeLogError):
         return unavailable(str(error))
     if isinstance(error, HTTPException):
         return _of_http(error)

@@ -2,7 +2,8 @@
 
 A new subscriber gets ``reset``, every state, a heartbeat of each partition and ``synced``; then
 changes as they come. One that comes back with ``Last-Event-ID`` gets what it missed, then
-``synced``. Who cannot be brought up to date that way is sent ``reset`` and everything anew.
+``synced``. Who names scopes is told of these and nothing else. Who cannot be brought up to date
+that way is sent ``reset`` and everything anew.
 """
 
 import asyncio
@@ -28,9 +29,16 @@ KEEP_ALIVE_S = 15.0
 class Subscription:
     """What one caller has been told, and what comes next."""
 
-    def __init__(self, feed: StateFeed, caller: Caller, last_event_id: str | None) -> None:
+    def __init__(
+        self,
+        feed: StateFeed,
+        caller: Caller,
+        last_event_id: str | None,
+        scopes: frozenset[str] | None = None,
+    ) -> None:
         self._feed = feed
         self._caller = caller
+        self._scopes = scopes
         self._last_event_id = last_event_id
         self._beats: dict[int, int] = {}
         self.closing = False
@@ -81,12 +89,15 @@ class Subscription:
         return [
             Entry(partition or 0, 0, key_of(record), record)
             for record, partition in self._feed.mirror.everything()
-            if self._caller.may_see(record.state.scope)
+            if self._is_told(record.state.scope)
         ]
+
+    def _is_told(self, scope: str) -> bool:
+        return (self._scopes is None or scope in self._scopes) and self._caller.may_see(scope)
 
     def _changes(self, ring: StateRing, entries: list[Entry], position: Position) -> list[bytes]:
         latest = {entry.key: entry for entry in entries}
-        visible = [e for e in latest.values() if self._caller.may_see(e.key.scope)]
+        visible = [e for e in latest.values() if self._is_told(e.key.scope)]
         if not visible:
             return []
         parts = [
@@ -139,9 +150,11 @@ class Streams:
         """Whether no further one is taken."""
         return self._is_closed or len(self._open) >= self._most
 
-    def open(self, caller: Caller, last_event_id: str | None) -> Response:
-        """The answer that follows the states for a caller."""
-        return _EventStream(self, Subscription(self._feed, caller, last_event_id))
+    def open(
+        self, caller: Caller, last_event_id: str | None, scopes: frozenset[str] | None = None
+    ) -> Response:
+        """The answer that follows the states for a caller, of ``scopes`` alone where given."""
+        return _EventStream(self, Subscription(self._feed, caller, last_event_id, scopes))
 
     def enter(self, subscription: Subscription) -> None:
         subscription.closing = self._is_closed

@@ -38,6 +38,7 @@ from pipeline.web.state_stream import Streams
 from producers.mirror import Entry
 
 MAX_STATES = 10_000
+MAX_SCOPES = 100
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _Id = Annotated[str, msgspec.Meta(max_length=256)] | None
@@ -138,7 +139,10 @@ class StateEndpoints:
     async def _stream(self, request: Request, caller: Caller) -> Response:
         if self._streams.is_full:
             raise unavailable("too many streams are open", 5)
-        return self._streams.open(caller, request.headers.get("last-event-id"))
+        scopes = frozenset(parse_scope(text) for text in request.query_params.getlist("scope"))
+        if len(scopes) > MAX_SCOPES:
+            raise InvalidField("scope", f"may be given at most {MAX_SCOPES} times")
+        return self._streams.open(caller, request.headers.get("last-event-id"), scopes or None)
 
     async def _check(self, request: Request, caller: Caller) -> Response:
         body = await read_json(request, CheckBody)
