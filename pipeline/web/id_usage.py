@@ -1,5 +1,6 @@
 """``/v1/usage/{ports,users,groups,organizations}``: lists of ids, and the budget of one of them."""
 
+import asyncio
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from pipeline.core.scopes import (
     record_key,
     wildcard_of,
 )
-from pipeline.core.windows import ROLLING_DAYS, Window, format_boundary, format_ms, window
+from pipeline.core.windows import DAY_MS, ROLLING_DAYS, Window, format_boundary, format_ms, window
 from pipeline.ledger.budget_actuals import budgets_against_actual
 from pipeline.ledger.filters import UsageFilters
 from pipeline.ledger.usage import as_of, usage_report
@@ -39,7 +40,7 @@ from pipeline.web.usage_rows import Row, midnight, of_currency, plain, ports_of,
 
 MAX_LISTED = 1_000
 DEFAULT_LISTED = 50
-MAX_FEATURES = 1_000
+MAX_FEATURES = 10_000
 ORDERS = ("cost", "cap", "id")
 NO_POLICY = "no-policy"
 _PATHS = {"port": "ports", "user": "users", "group": "groups", "org": "organizations"}
@@ -65,7 +66,6 @@ class _Read(NamedTuple):
 
     as_of: datetime | None
     actual: State
-    totals: list[Row]
     features: list[Row]
     daily: dict[int, int]
 
@@ -144,9 +144,7 @@ class IdUsageEndpoints:
         now_ms = self._states.now_ms()
         span = window(budget.period, now_ms)
         filters = _filters(scope, kind, caller)
-        found = await self._ledger.ask(
-            lambda client: _read(client, budget, filters, span, now_ms, self._currency)
-        )
+        found = await self._read(budget, filters, span, now_ms)
         state, state_as_of_ms = self._state(budget, found.actual, now_ms)
         own = {} if scope == ALL else {_FIELDS[kind]: format_scope(scope).partition(":")[2]}
         names = self._names.shown([format_scope(scope)], caller)
@@ -159,12 +157,27 @@ class IdUsageEndpoints:
                 "currency": self._currency,
                 **_standing(budget, state, span, now_ms),
                 "used_as_of": format_ms(state_as_of_ms) if state_as_of_ms else rfc3339(found.as_of),
-                "totals": of_currency(found.totals, self._currency),
+                "totals": of_currency(found.features, self._currency),
                 "features": [_feature(row) for row in map(plain, found.features)],
                 "forecast": _outlook(budget, state, found.daily, now_ms),
                 "budgets": self._others(scope, now_ms),
                 "names": names,
             }
+        )
+
+    async def _read(
+        self, budget: _Budget, filters: UsageFilters, span: Window, now_ms: int
+    ) -> _Read:
+        currency, ask = self._currency, self._ledger.ask
+        taken = await ask(as_of)
+        spanned = _with(filters, _day(span.start_day), _day(span.end_day), None)
+        return _Read(
+            taken,
+            *await asyncio.gather(
+                ask(lambda client: _actual(client, budget, now_ms, currency)),
+                ask(lambda client: usage_report(client, spanned, ["feature"], MAX_FEATURES)),
+                ask(lambda client: _history(client, budget, filters, now_ms // DAY_MS, currency)),
+            ),
         )
 
     def _budget(self, scope: str, unit: str | None, period: str | None) -> _Budget:
@@ -207,34 +220,28 @@ def _filters(scope: str, kind: str, caller: Caller) -> UsageFilters:
     return UsageFilters(**own, ports=ports_of(caller))
 
 
-def _read(
-    client: Client,
-    budget: _Budget,
-    filters: UsageFilters,
-    span: Window,
-    now_ms: int,
-    currency: str,
-) -> _Read:
-    taken = as_of(client)
+def _actual(client: Client, budget: _Budget, now_ms: int, currency: str) -> State:
+    """What the ledger counts for the budget, with or without a policy."""
     policy = budget.policy or Policy(budget.scope, budget.unit, budget.period)
     own = Policy(budget.scope, budget.unit, budget.period, policy.enabled, None, policy.hard_cap)
-    [actual] = budgets_against_actual(client, [own], now_ms, currency)
-    start, end = _day(span.start_day), _day(span.end_day)
-    spanned = _with(filters, start, end, None)
-    totals = usage_report(client, spanned)
-    features = usage_report(client, spanned, ["feature"], MAX_FEATURES)
-    today = now_ms // (24 * 3600 * 1000)
+    return budgets_against_actual(client, [own], now_ms, currency)[0]
+
+
+def _history(
+    client: Client, budget: _Budget, filters: UsageFilters, today: int, currency: str
+) -> dict[int, int]:
+    """What counts for the budget by day, over the last 30 complete days and today."""
     # What a cost budget of these kinds does not count is no part of its pace either.
     counted = "org" if budget.unit == "cost" else None
-    history = _with(filters, _day(today - ROLLING_DAYS), _day(today + 1), counted)
+    spanned = _with(filters, _day(today - ROLLING_DAYS), _day(today + 1), counted)
     daily: dict[int, int] = {}
-    for row in usage_report(client, history, ["day"]):
+    for row in usage_report(client, spanned, ["day"]):
         day = (row["day"] - _EPOCH_DAY).days
         if budget.unit == "tokens":
             daily[day] = daily.get(day, 0) + int(row["total_tokens"])
         elif row["currency"] == currency:
             daily[day] = int(row["cost_nano"] or 0)
-    return _Read(taken, actual, totals, features, daily)
+    return daily
 
 
 def _with(filters: UsageFilters, start: date, end: date, billing_scope: str | None) -> UsageFilters:

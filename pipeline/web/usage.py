@@ -1,5 +1,6 @@
 """``/v1/usage``, its summary, and the models without a price: the ledger's sums over HTTP."""
 
+import asyncio
 import re
 import time
 from collections.abc import Iterable
@@ -36,6 +37,7 @@ from pipeline.web.usage_rows import (
     plain,
     ports_of,
     rfc3339,
+    sum_rows,
     to_csv,
 )
 
@@ -55,15 +57,13 @@ _SERIES = (
 
 
 class _Summed(NamedTuple):
-    """The rows of one summary, all read by one question."""
+    """The rows of one summary."""
 
-    as_of: datetime | None
-    today: list[Row]
     month: list[Row]
+    """By day and kind."""
     daily: list[Row]
     users: list[Row]
     models: list[Row]
-    kinds: list[Row]
 
 
 class UsageEndpoints:
@@ -127,17 +127,21 @@ class UsageEndpoints:
         )
         today = datetime.now(UTC).date()
         currency = self._currency
-        found = await self._ledger.ask(lambda client: _sums(client, filters, today, currency))
+        taken = await self._ledger.ask(as_of)
+        found = await self._sums(filters, today)
         users = [{**plain(row), "user_id": row["user"]} for row in found.users]
         for row in users:
             del row["user"]
         return json_answer(
             {
-                "as_of": rfc3339(found.as_of),
+                "as_of": rfc3339(taken),
                 "currency": currency,
                 "billing_scope": billing_scope,
                 "organization_id": organization_id,
-                "today": {"date": today.isoformat(), **of_currency(found.today, currency)},
+                "today": {
+                    "date": today.isoformat(),
+                    **of_currency((row for row in found.month if row["day"] == today), currency),
+                },
                 "month": {
                     "month": today.isoformat()[:7],
                     **of_currency(found.month, currency),
@@ -149,10 +153,24 @@ class UsageEndpoints:
                 ],
                 "top_users": users,
                 "top_models": [plain(row) for row in found.models],
-                "by_kind": [plain(row) for row in found.kinds],
+                "by_kind": _by_kind(found.month),
                 "org_policy": self._policy(scope, caller),
                 "names": self._names.shown((f"user:{row['user_id']}" for row in users), caller),
             }
+        )
+
+    async def _sums(self, filters: UsageFilters, today: date) -> _Summed:
+        first_day, end_day = last_days(today, SERIES_DAYS)
+        month = _between(filters, today.replace(day=1), end_day)
+        both = _between(filters, None, None)
+        currency, ask = self._currency, self._ledger.ask
+        return _Summed(
+            *await asyncio.gather(
+                ask(lambda client: usage_report(client, month, ["day", "kind"])),
+                ask(lambda client: daily_series(client, both, first_day, end_day, currency)),
+                ask(lambda client: top(client, "user", month, TOP)),
+                ask(lambda client: usage_report(client, month, ["provider", "model"], TOP)),
+            )
         )
 
     async def _unpriced(self, request: Request, caller: Caller) -> Response:
@@ -204,19 +222,15 @@ def _capped(policy: Policy, hard_cap: int | None) -> Policy:
     return Policy(policy.scope, policy.unit, policy.period, hard_cap=hard_cap)
 
 
-def _sums(client: Client, filters: UsageFilters, today: date, currency: str) -> _Summed:
-    first_day, end_day = last_days(today, SERIES_DAYS)
-    taken = as_of(client)
-    month = _between(filters, today.replace(day=1), end_day)
-    return _Summed(
-        taken,
-        usage_report(client, _between(filters, today, end_day)),
-        usage_report(client, month),
-        daily_series(client, _between(filters, None, None), first_day, end_day, currency),
-        top(client, "user", month, TOP),
-        usage_report(client, month, ["provider", "model"], TOP),
-        usage_report(client, month, ["kind"]),
-    )
+def _by_kind(rows: list[Row]) -> list[Row]:
+    """The month by kind, the dearest first."""
+    kinds = sorted({row["kind"] for row in rows})
+    found = [
+        {"kind": kind, **one}
+        for kind in kinds
+        for one in sum_rows(row for row in rows if row["kind"] == kind).values()
+    ]
+    return sorted(found, key=lambda row: -(row["cost_nano"] or 0))
 
 
 def _between(filters: UsageFilters, first: date | None, end: date | None) -> UsageFilters:

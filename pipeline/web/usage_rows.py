@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from pipeline.core.errors import InvalidField
 from pipeline.core.event_fields import BILLING_SCOPES, KINDS
-from pipeline.core.money import format_decimal
+from pipeline.core.money import format_decimal, format_nano
 from pipeline.ledger.filters import UsageFilters
 from pipeline.web.gate import Caller
 from pipeline.web.problems import Problem
@@ -91,15 +91,28 @@ def rfc3339(at: datetime | None) -> str | None:
 
 
 def of_currency(rows: Iterable[Mapping[str, Any]], currency: str) -> Row:
-    """The one row in ``currency``, without it what nothing costs; sums in others beside it."""
-    found = {**NOTHING, "currency": currency}
-    others: list[Row] = []
-    for row in rows:
-        if row["currency"] == currency:
-            found = {name: _plain(row[name]) for name in (*NOTHING, "currency")}
-        else:
-            others.append({name: _plain(row[name]) for name in (*NOTHING, "currency")})
+    """The sum of the rows in ``currency``, without any what nothing costs; others beside it."""
+    sums = sum_rows(rows)
+    found = sums.pop(currency, None) or {**NOTHING, "currency": currency}
+    others = [sums[name] for name in sorted(sums)]
     return {**found, "other_currencies": others} if others else found
+
+
+def sum_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, Row]:
+    """By currency the sum of rows of the ledger. A cost is null where none of them has a price."""
+    sums: dict[str, Row] = {}
+    for row in rows:
+        found = sums.setdefault(
+            row["currency"], {**NOTHING, "cost_nano": None, "currency": row["currency"]}
+        )
+        for name in ("requests", "total_tokens", "unpriced_requests", "estimated_requests"):
+            found[name] += int(row[name])
+        if row["cost_nano"] is not None:
+            found["cost_nano"] = (found["cost_nano"] or 0) + int(row["cost_nano"])
+    for found in sums.values():
+        nano = found["cost_nano"]
+        found["cost"] = None if nano is None else format_nano(nano)
+    return sums
 
 
 def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
