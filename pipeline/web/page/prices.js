@@ -1,0 +1,164 @@
+// The rates that were set, why a price is what it is, and the models that lack one.
+
+import { Refusal, ask, get, mayChange, query, seesAll, session } from "./api.js";
+import { announce, fill, h } from "./dom.js";
+import { count, time } from "./format.js";
+import { badge, card, field, head, notice, select, table } from "./widgets.js";
+
+const COUNTERS = {
+  input_tokens: "Input", cached_input_tokens: "Cached input", cache_write_tokens: "Cache writes", cache_write_1h_tokens: "Cache writes, 1 h",
+  input_audio_tokens: "Audio input", input_image_tokens: "Image input", output_tokens: "Output", reasoning_tokens: "Reasoning", output_audio_tokens: "Audio output",
+  characters: "Characters", audio_seconds: "Audio seconds", images: "Images", web_searches: "Web searches", request: "Call",
+};
+
+export async function show(page) {
+  const [rates, unpriced] = await Promise.all([
+    get("/v1/prices", page.signal),
+    get("/v1/usage/unpriced", page.signal).catch((error) => { if (error.name === "AbortError") throw error; return { models: null, problem: error.message }; }),
+  ]);
+  const explained = h("div", {});
+  const mayPublish = mayChange() && seesAll();
+  const setter = mayPublish && rateForm(page, () => show(page));
+  fill(page.place, head("Prices"),
+    h("div", { className: "grid" },
+      h("section", { className: "card span-2", id: "unpriced", "aria-labelledby": "unpriced-title" }, h("h2", { id: "unpriced-title" }, "Models without a price"),
+        unpriced.models === null ? notice("bad", unpriced.problem) : unpricedTable(unpriced.models, setter)),
+      setter && h("section", { className: "card span-2", "aria-labelledby": "set-title" }, h("h2", { id: "set-title" }, "Add a rate"), setter.node),
+      h("section", { className: "card span-2", "aria-labelledby": "explain-title" }, h("h2", { id: "explain-title" }, "Explain a price"), explainForm(page, explained), explained),
+      h("section", { className: "card span-2", "aria-labelledby": "history-title" }, h("h2", { id: "history-title" }, "Rates that were set"), history(rates)),
+      rates.ignored.length > 0 && h("section", { className: "card span-2", "aria-labelledby": "ignored-title" }, h("h2", { id: "ignored-title" }, "Rates that are not used"),
+        table("Rates that are not used", [
+          { title: "Rate", cell: (row) => row.rate_id || `record ${row.offset}` },
+          { title: "Why", cell: (row) => `${row.reason}: ${row.detail}` },
+        ], rates.ignored))),
+    h("p", { className: "note" }, `Everything else is priced by the built-in book: ${rates.book.source}.`));
+}
+
+function unpricedTable(models, setter) {
+  return [
+    table("Models without a price", [
+      { title: "Model", cell: (row) => h("span", { className: "named" }, h("span", { className: "name" }, row.model), h("span", { className: "id small" }, row.provider)) },
+      { title: "Calls", number: true, cell: (row) => count(row.unpriced_requests) },
+      { title: "First seen", cell: (row) => row.first_day },
+      { title: "Last seen", cell: (row) => row.last_day },
+      setter && { title: "", cell: (row) => h("button", { type: "button", onclick: () => setter.start(row) }, "Add a rate", h("span", { className: "unseen" }, ` for ${row.model}`)) },
+    ].filter(Boolean), models, "Every call in the ledger has a price."),
+    models.length > 0 && h("p", { className: "note" }, "Their tokens count; their cost is unknown, not zero. A rate added now prices what comes; what is booked already changes by ", h("code", {}, "reprice"), "."),
+  ];
+}
+
+function history(rates) {
+  return table("Rates that were set, newest first", [
+    { title: "Applies to", cell: ({ rate }) => (rate.withdraws ? `withdraws ${rate.withdraws}` : rate.fx ? `1 ${rate.fx}` : h("span", { className: "named" }, h("span", { className: "name" }, rate.model), h("span", { className: "id small" }, rate.provider))) },
+    { title: "From", cell: ({ rate }) => time(rate.effective_from) },
+    { title: "Price", wide: true, cell: ({ rate }) => priceText(rate) },
+    { title: "Rate", cell: ({ rate }) => h("span", { className: "id small" }, rate.rate_id) },
+  ], rates.rates.toReversed(), "No rate was set; the built-in book prices everything.");
+}
+
+function priceText(rate) {
+  if (rate.multiplier) return `× ${rate.multiplier}`;
+  if (rate.rate) return rate.rate;
+  const parts = [["per_million", "per million"], ["per_second", "per second"], ["per_unit", "each"]].flatMap(([name, text]) =>
+    Object.entries(rate[name] ?? {}).map(([counter, amount]) => `${COUNTERS[counter] ?? counter} ${amount} ${text}`));
+  return `${parts.join(", ")}${rate.currency ? ` ${rate.currency}` : ""}${rate.backdated ? " (backdated)" : ""}`;
+}
+
+function explainForm(page, place) {
+  const provider = field("Provider", h("input", { type: "text", autocomplete: "off", spellcheck: "false", placeholder: "openai" }));
+  const model = field("Model", h("input", { type: "text", autocomplete: "off", spellcheck: "false", placeholder: "gpt-5" }));
+  const at = field("At (UTC, empty for now)", h("input", { type: "text", autocomplete: "off", placeholder: "2026-11-22" }));
+  const fields = { provider, model, at };
+  return h("form", { novalidate: true, onsubmit: async (event) => {
+    event.preventDefault();
+    for (const one of Object.values(fields)) one.fail(null);
+    for (const one of [provider, model]) if (!one.input.value.trim()) { one.fail("Is needed."); one.input.focus(); return; }
+    try {
+      const found = await get(`/v1/prices/explain${query({ provider: provider.input.value.trim(), model: model.input.value.trim(), at: at.input.value.trim() })}`, page.signal);
+      fill(place, explanation(found));
+      announce(`${found.status}: ${found.why}`);
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      if (error instanceof Refusal && fields[error.field]) fields[error.field].fail(error.message.replace(`${error.field}: `, ""));
+      else fill(place, notice("bad", error.message));
+    }
+  } }, h("div", { className: "fields" }, provider.node, model.node, at.node), h("div", { className: "actions" }, h("button", { type: "submit" }, "Explain")));
+}
+
+function explanation(found) {
+  const tone = { priced: "ok", free: "ok", unpriced: "soft-cap-exceeded" }[found.status];
+  return h("div", { className: "explanation" },
+    h("p", {}, badge(tone, { priced: "Priced", free: "Free", unpriced: "No price" }[found.status]), ` ${found.why[0].toUpperCase()}${found.why.slice(1)}.`, found.rate_id && h("span", { className: "id small" }, ` ${found.rate_id}`)),
+    found.multiplier && h("p", { className: "note" }, `Multiplied by ${found.multiplier}.`),
+    found.prices.length > 0 && table("Prices", [
+      { title: "Of", cell: (row) => COUNTERS[row.counter] ?? row.counter },
+      { title: `Price in ${found.currency}`, number: true, cell: (row) => row.amount },
+      { title: "For", number: true, cell: (row) => count(row.per) },
+      { title: "", cell: (row) => [row.like !== row.counter && `as ${COUNTERS[row.like] ?? row.like}`, row.above > 0 && `above ${count(row.above)} input tokens`].filter(Boolean).join(", ") },
+    ], found.prices),
+    found.lost.length > 0 && table("Rates that lost", [
+      { title: "Instead of", cell: (row) => row.rate_id },
+      { title: "Because", cell: (row) => row.reason },
+    ], found.lost));
+}
+
+/** Publishes a rate for one model, and says how to price what is booked already. */
+function rateForm(page, onPublished) {
+  const text = (placeholder) => h("input", { type: "text", autocomplete: "off", spellcheck: "false", placeholder });
+  const amount = () => h("input", { type: "text", inputmode: "decimal", autocomplete: "off" });
+  const provider = field("Provider", text("acme"));
+  const model = field("Model", text("frontier-x1"));
+  const input = field(`Input (${session.whoami.currency} per million tokens)`, amount());
+  const output = field(`Output (${session.whoami.currency} per million tokens)`, amount());
+  const per = field(`Each call (${session.whoami.currency})`, amount());
+  const from = field("Holds", select({ soon: `from now on (in ${session.whoami.price_lead_s} s)`, back: "also for the last 30 days, as they come in" }, "soon"), "What is booked already keeps its price until it is repriced.");
+  const fields = { provider, model, input_tokens: input, output_tokens: output, request: per };
+  const said = h("div", { className: "said" });
+  const node = h("form", { novalidate: true, onsubmit: async (event) => {
+    event.preventDefault();
+    fill(said);
+    for (const one of Object.values(fields)) one.fail(null);
+    const body = rate();
+    if (!body) return;
+    try {
+      const { content } = await ask("PUT", "/v1/prices", { body, signal: page.signal });
+      announce("The rate is published.");
+      await onPublished();
+      const place = page.place.querySelector("#unpriced");
+      place?.append(published(content.rates[0]));
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      const name = (error.field ?? "").split(".").at(-1);
+      if (fields[name]) { fields[name].fail(error.message); fields[name].input.focus(); } else fill(said, notice("bad", error.message));
+    }
+  } }, h("div", { className: "fields" }, provider.node, model.node, input.node, output.node, per.node, from.node),
+  h("div", { className: "actions" }, h("button", { type: "submit", className: "primary" }, "Publish the rate")), said);
+
+  function rate() {
+    for (const one of [provider, model]) if (!one.input.value.trim()) { one.fail("Is needed."); one.input.focus(); return null; }
+    const body = { provider: provider.input.value.trim(), model: model.input.value.trim(), currency: session.whoami.currency, per_million: {}, per_unit: {} };
+    for (const [name, holder] of [["input_tokens", body.per_million], ["output_tokens", body.per_million], ["request", body.per_unit]]) {
+      const value = fields[name].input.value.trim();
+      if (!value) continue;
+      if (!/^\d{1,9}(\.\d{1,12})?$/.test(value)) { fields[name].fail("Must be an amount such as 0.25, not negative."); fields[name].input.focus(); return null; }
+      holder[name] = value;
+    }
+    if (!Object.keys(body.per_million).length && !Object.keys(body.per_unit).length) { input.fail("At least one price is needed."); input.input.focus(); return null; }
+    for (const name of ["per_million", "per_unit"]) if (!Object.keys(body[name]).length) delete body[name];
+    if (from.input.value === "back") {
+      const start = new Date(Date.now() - 30 * 86_400_000);
+      Object.assign(body, { backdated: true, effective_from: `${start.toISOString().slice(0, 10)}T00:00:00Z` });
+    }
+    return body;
+  }
+
+  return { node, start(row) { provider.input.value = row.provider; model.input.value = row.model; input.input.focus(); node.scrollIntoView({ block: "center" }); } };
+}
+
+function published(rate) {
+  return notice("good", h("p", {}, `Rate ${rate.rate_id} for ${rate.provider}/${rate.model} is published. To see what it would make of the calls that are booked already:`),
+    h("pre", {}, h("code", {}, `tallyport reprice --dry-run --provider ${quoted(rate.provider)} --model ${quoted(rate.model)}`)));
+}
+
+/** A word that a shell takes as it is. */
+function quoted(text) { return /^[\w.:/-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`; }
