@@ -31,6 +31,7 @@ _COMMON = ("400", "401", "403", "404", "408", "413", "415", "429", "500", "503")
 _TITLES = {
     "200": "Done.",
     "201": "Made.",
+    "202": "Under way.",
     "204": "Gone.",
     "207": "Some events were accepted.",
     "304": "As you have it.",

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from pipeline.ledger.client import LedgerAddress
 from pipeline.ops.deployment import Deployment
 from pipeline.settings import Settings
 from pipeline.stream.topics import Topics
@@ -48,7 +49,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "all/cost/month": {"hard_cap": "2500", "warn_threshold_pct": 80},
     "all/cost/day": {"hard_cap": "150"},
     "port:*/tokens/rolling-30d": {"hard_cap": 250_000_000},
-    "port:harbor-1/cost/month": {"soft_cap": "30", "hard_cap": "75"},
+    "port:harbor-1/cost/month": {"soft_cap": "40", "hard_cap": "55"},
     "port:harbor-3/tokens/month": {"hard_cap": 40_000_000},
     "port:harbor-7/cost/month": {"soft_cap": "320", "hard_cap": "450"},
     "user:*/cost/day": {"hard_cap": "25"},
@@ -67,6 +68,8 @@ class Site:
     keys: dict[str, str] = field(default_factory=dict[str, str])
     """The text of each key by its name."""
     deployment: Deployment | None = None
+    address: LedgerAddress | None = None
+    """The ledger, for whoever counts it by a way of its own."""
 
     @property
     def url(self) -> str:

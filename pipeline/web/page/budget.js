@@ -81,7 +81,7 @@ export async function budgetCard({ place, usagePlace, scope, path, page, unit = 
     if (!usagePlace) return;
     const cost = shown.currency;
     fill(usagePlace, h("div", { className: "grid" },
-      h("section", { className: "card span-2", "aria-labelledby": "by-feature" }, h("h2", { id: "by-feature" }, `By feature, this ${PERIODS[shown.period]}`.replace("this 30 days, rolling", "last 30 days")),
+      h("section", { className: "card span-2", "aria-labelledby": "by-feature" }, h("h2", { id: "by-feature" }, shown.period === "rolling-30d" ? "By feature, last 30 days" : `By feature, this ${PERIODS[shown.period]}`),
         table("Tokens, calls and cost by feature", [
           { title: "Feature", cell: (row) => row.feature || "unspecified" },
           { title: "Tokens", number: true, cell: (row) => count(row.tokens) },

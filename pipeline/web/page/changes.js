@@ -49,8 +49,8 @@ function difference(row) {
   const names = [...new Set([...Object.keys(before), ...Object.keys(after)])].filter((name) => !["scope", "unit", "period", "rate_id", "published_at"].includes(name));
   const changed = names.filter((name) => JSON.stringify(before[name] ?? null) !== JSON.stringify(after[name] ?? null));
   const verb = !row.before ? "added" : !row.after ? "removed" : null;
-  const shown = (value) => (value === null || value === undefined ? "none" : typeof value === "object" ? JSON.stringify(value) : String(value));
-  const unset = (value) => value === null || value === undefined || (Array.isArray(value) && !value.length);
+  const shown = (value) => (typeof value === "boolean" && row.what === "name" ? (value ? "set" : "not set") : value === null || value === undefined ? "none" : typeof value === "object" ? JSON.stringify(value) : String(value));
+  const unset = (value) => value === null || (row.what === "name" && value === false) || value === undefined || (Array.isArray(value) && !value.length);
   const told = row.after === null ? [] : changed.filter((name) => row.before || !unset(after[name]));
   return h("div", { className: "difference" }, verb && h("span", { className: "verb" }, verb),
     told.map((name) => h("span", { className: "one" }, h("span", { className: "note" }, `${name.replaceAll("_", " ")} `), row.before ? `${shown(before[name])} → ${shown(after[name])}` : shown(after[name]))));

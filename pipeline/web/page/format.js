@@ -35,7 +35,7 @@ export function money(text, currency) {
 }
 
 export function count(value) {
-  return value === null || value === undefined ? "–" : whole.format(BigInt(value));
+  return value === null || value === undefined ? "–" : whole.format(BigInt(value)).replace("-", "−");
 }
 
 /** A large number in few characters: 12.5M. The exact one belongs beside it, as a title. */
@@ -80,7 +80,8 @@ export function ago(text, now = Date.now()) {
   return `${Math.round(seconds / 86_400)} days ago`;
 }
 
-export const PERIODS = { day: "day", week: "week", month: "month", "rolling-30d": "30 days, rolling" };
+export const PERIODS = { day: "day", week: "week", month: "month", "rolling-30d": "rolling 30 days" };
+export const A_PERIOD = { day: "a day", week: "a week", month: "a month", "rolling-30d": "in rolling 30 days" };
 export const UNITS = { tokens: "tokens", cost: "cost" };
 export const STATUSES = {
   ok: "Within limits",

@@ -2,7 +2,7 @@
 
 import { get, mayChange, query } from "./api.js";
 import { fill, h } from "./dom.js";
-import { PERIODS, amount, count, money } from "./format.js";
+import { A_PERIOD, amount, count, money } from "./format.js";
 import { label, learn, pathOf } from "./names.js";
 import { badge, button, capBar, head, pager, searchField, select, subhead, table } from "./widgets.js";
 
@@ -49,7 +49,7 @@ function columns(kind, list) {
     { title: "Cost this month", number: true, cell: (row) => h("span", { title: row.cost }, money(row.cost, row.currency)) },
     { title: "Calls", number: true, cell: (row) => count(row.requests) },
     { title: "Tokens", number: true, cell: (row) => count(row.total_tokens) },
-    { title: "Tightest budget", wide: true, cell: (row) => (row.tightest ? h("div", { className: "tight" }, badge(row.tightest.status), row.cap_used_pct === null ? null : capBar(row.tightest, row.currency), h("span", { className: "note" }, row.cap_used_pct === null ? "no hard cap" : `${row.cap_used_pct} % of ${amount(row.tightest.hard_cap, row.tightest.unit, row.currency)}, ${PERIODS[row.tightest.period]}`)) : h("span", { className: "note" }, "no budget")) },
+    { title: "Tightest budget", wide: true, cell: (row) => (row.tightest ? h("div", { className: "tight" }, badge(row.tightest.status), row.cap_used_pct === null ? null : capBar(row.tightest, row.currency), h("span", { className: "note" }, row.cap_used_pct === null ? "no hard cap" : `${row.cap_used_pct} % of ${amount(row.tightest.hard_cap, row.tightest.unit, row.currency)} ${A_PERIOD[row.tightest.period]}`)) : h("span", { className: "note" }, "no budget")) },
   ];
 }
 

@@ -11,7 +11,7 @@ export async function show(page) {
   const daily = h("div", {});
   const list = h("div", { className: "nested" });
   fill(page.place, head("Organisation policy"),
-    h("p", { className: "lead" }, "Limits of the whole deployment. Every call counts against them, whichever port, group or user it belongs to."),
+    h("p", { className: "lead" }, "Cost limits of the whole deployment. They count what the organisation pays for, whichever port, group or user a call belongs to."),
     h("div", { className: "grid" }, h("div", {}, monthly), h("div", {}, daily)), list);
   const whole = { ...page, search: new URLSearchParams() };
   await Promise.all([

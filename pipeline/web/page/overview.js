@@ -2,7 +2,7 @@
 
 import { get, query, seesAll } from "./api.js";
 import { fill, h } from "./dom.js";
-import { ago, amount, compact, count, money, parseNano, percent, amountOf, PERIODS } from "./format.js";
+import { ago, amount, compact, count, money, parseNano, percent, amountOf, A_PERIOD } from "./format.js";
 import { label, learn, link } from "./names.js";
 import { badge, capBar, card, figure, head, select } from "./widgets.js";
 import { ranking, trend } from "./charts.js";
@@ -81,7 +81,7 @@ function closest(ports, currency) {
   return h("ul", { className: "closest" }, capped.map((row) => h("li", {},
     h("div", { className: "line1" }, link(`port:${row.port_id}`), badge(row.tightest.status)),
     capBar(row.tightest, currency),
-    h("div", { className: "note" }, `${row.cap_used_pct} % of ${amount(row.tightest.hard_cap, row.tightest.unit, currency)} a ${PERIODS[row.tightest.period]}`.replace("a 30 days", "in 30 days")))));
+    h("div", { className: "note" }, `${row.cap_used_pct} % of ${amount(row.tightest.hard_cap, row.tightest.unit, currency)} ${A_PERIOD[row.tightest.period]}`))));
 }
 
 async function health(signal) {

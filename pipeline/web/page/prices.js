@@ -108,10 +108,10 @@ function rateForm(page, onPublished) {
   const amount = () => h("input", { type: "text", inputmode: "decimal", autocomplete: "off" });
   const provider = field("Provider", text("acme"));
   const model = field("Model", text("frontier-x1"));
-  const input = field(`Input (${session.whoami.currency} per million tokens)`, amount());
-  const output = field(`Output (${session.whoami.currency} per million tokens)`, amount());
+  const input = field(`Input (${session.whoami.currency} a million)`, amount());
+  const output = field(`Output (${session.whoami.currency} a million)`, amount());
   const per = field(`Each call (${session.whoami.currency})`, amount());
-  const from = field("Holds", select({ soon: `from now on (in ${session.whoami.price_lead_s} s)`, back: "also for the last 30 days, as they come in" }, "soon"), "What is booked already keeps its price until it is repriced.");
+  const from = field("Holds", select({ soon: `from in ${session.whoami.price_lead_s} s on`, back: "backdated by 30 days" }, "soon"), "What is booked already keeps its price until it is repriced.");
   const fields = { provider, model, input_tokens: input, output_tokens: output, request: per };
   const said = h("div", { className: "said" });
   const node = h("form", { novalidate: true, onsubmit: async (event) => {
