@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests import ledger_fixture
 from tests.page import chromium
@@ -49,6 +49,7 @@ def browser() -> Iterator[Browser]:
     if program is None:
         told = "no Chromium here; `python -m tests.page.chromium` installs it"
         (pytest.fail if chromium.is_ci() else pytest.skip)(told)
+    expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=program, args=chromium.ARGUMENTS)
         yield found

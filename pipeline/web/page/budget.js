@@ -184,19 +184,22 @@ function policyForm({ shown, found, onSaved, onReload, page }) {
     fill(said);
     const body = checked({ soft, hard, warn }, shown.unit);
     if (!body) { form.querySelector("[aria-invalid]")?.focus(); return; }
-    save.disabled = true;
+    hold(true); // until the form is drawn anew, with the tag of what is in force then
     try {
       const headers = found.etag ? { "If-Match": found.etag } : { "If-None-Match": "*" };
       await ask("PATCH", found.path, { body: { ...body, enabled: enabled.input.checked, on_stale: stale.input.value }, headers, signal: page.signal });
       onSaved("Saved.");
     } catch (error) {
       refused(error);
-    } finally {
-      save.disabled = false;
     }
   };
 
+  function hold(isHeld) {
+    for (const one of [save, remove]) if (one) one.disabled = isHeld;
+  }
+
   function refused(error) {
+    hold(false);
     if (!(error instanceof Refusal)) throw error;
     if (error.status === 412) {
       fill(said, notice("warn", "Somebody else changed this budget meanwhile. What you typed is still here. ", button("Load theirs", { onclick: onReload })));
@@ -210,6 +213,7 @@ function policyForm({ shown, found, onSaved, onReload, page }) {
 
   const remove = isSet && button("Remove budget", { className: "danger", onclick: async () => {
     if (!window.confirm(`Remove the budget of ${shown.scope} in ${shown.unit} per ${shown.period}?`)) return;
+    hold(true);
     try {
       await ask("DELETE", found.path, { headers: found.etag ? { "If-Match": found.etag } : {}, signal: page.signal });
       onSaved("Removed.");

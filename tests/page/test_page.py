@@ -1,0 +1,358 @@
+"""The page in a real Chromium, over a real deployment."""
+
+import json
+import re
+import uuid
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.page.conftest import OpenPage
+from tests.page.site import Site
+
+PAGES = [
+    "overview", "ports", "ports/harbor-1", "ports/quay%7Cnorth%3A2", "users", "users/u108",
+    "groups/team-claims", "organisation", "limits?port_id=harbor-1&user_id=u108", "prices",
+    "rejected", "changes",
+]  # fmt: skip
+PHONE = {"width": 360, "height": 740}
+SERIOUS = ("serious", "critical")
+
+
+def settled(page: Page) -> None:
+    """Waits until the page shows what it asked for."""
+    expect(page.locator("main h1")).to_be_visible()
+    expect(page.locator(".loading")).to_have_count(0)
+    page.wait_for_load_state("load")
+
+
+def serious(page: Page, axe: str, rules: str = "") -> list[str]:
+    """What axe finds that keeps people out, by all of its rules or the one given."""
+    page.evaluate(axe)
+    only = {"runOnly": [rules]} if rules else {}
+    options = {"resultTypes": ["violations"], **only}
+    found: dict[str, Any] = page.evaluate("options => axe.run(document, options)", options)
+    return [
+        f"{one['id']}: {node['html'][:200]} {node['failureSummary'][:300]}"
+        for one in found["violations"]
+        if one["impact"] in SERIOUS
+        for node in one["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_is_open_to_everybody_and_fits_a_phone(
+    open_page: OpenPage, axe: str, path: str
+) -> None:
+    page = open_page(path, color_scheme="light", bypass_csp=True)  # axe itself is put in
+    settled(page)
+    page.wait_for_timeout(300)  # what else the page asked for
+    assert serious(page, axe) == []
+    page.emulate_media(color_scheme="dark")
+    assert serious(page, axe, "color-contrast") == []
+    page.set_viewport_size(PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    headings = page.locator("h1")
+    assert headings.count() == 1
+
+
+def test_signing_in_and_out(open_page: OpenPage, site: Site, axe: str) -> None:
+    page = open_page("", key=None, bypass_csp=True)
+    key = page.get_by_label("API key")
+    expect(key).to_be_focused()
+    assert serious(page, axe) == []
+    key.press("Enter")
+    expect(page.get_by_text("Enter a key.")).to_be_visible()
+    key.fill("tp_wrong")
+    key.press("Enter")
+    expect(page.get_by_text("This key is not in use.")).to_be_visible()
+    expect(key).to_have_attribute("aria-invalid", "true")
+    page.get_by_label("API key").fill(site.keys["service"])
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("may send usage, but not see it")).to_be_visible()
+    page.get_by_label("API key").fill(site.keys["ada"])
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+    assert page.evaluate("Object.keys(localStorage).length") == 0
+    assert page.context.cookies() == []
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_label("API key")).to_be_visible()
+    assert page.evaluate("sessionStorage.length") == 0
+
+
+def test_a_cap_is_set_and_bites_without_reload(
+    open_page: OpenPage, site: Site, client: httpx.Client
+) -> None:
+    port = f"berth-{uuid.uuid4().hex[:8]}"
+    page = open_page(f"ports/{port}?unit=tokens&period=month")
+    page.evaluate("window.neverReloaded = true")
+    status = page.locator(".standing .badge")
+    expect(status).to_have_attribute("data-status", "disabled")
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    page.get_by_label("Soft cap (tokens)").fill("1,000")
+    page.get_by_label("Hard cap (tokens)").fill("2000")
+    page.get_by_role("button", name="Set budget").click()
+    expect(status).to_have_attribute("data-status", "ok")
+    site.send(port_id=port, input_tokens=1_500)
+    expect(status).to_have_attribute("data-status", "soft-cap-exceeded")
+    expect(status).to_have_text("Warned")
+    assert client.post("/v1/check", json={"port_id": port}).json()["allowed"]
+    site.send(port_id=port, input_tokens=500, feature="ocr")
+    expect(status).to_have_attribute("data-status", "hard-cap-exceeded")
+    expect(page.locator("#announcer")).to_have_text("Budget: Blocked")
+    expect(page.locator(".used strong")).to_have_text("2,000 tokens")
+    verdict = client.post("/v1/check", json={"port_id": port}).json()
+    assert (verdict["allowed"], verdict["reason"]) == (False, "hard-cap-exceeded")
+    expect(page.get_by_role("row", name=re.compile("ocr"))).to_contain_text("500")  # the ledger
+    # The switch lets calls through again.
+    page.get_by_label("Budget is on").uncheck()
+    page.get_by_role("button", name="Save", exact=True).click()
+    expect(status).to_have_attribute("data-status", "disabled")
+    assert client.post("/v1/check", json={"port_id": port}).json()["allowed"]
+    assert page.evaluate("window.neverReloaded") is True
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Remove budget").click()
+    expect(page.get_by_role("button", name="Set budget")).to_be_visible()
+    assert client.get(f"/v1/budgets?scope=port:{port}").json()["policies"] == []
+
+
+@pytest.mark.parametrize(
+    ("unit", "label", "typed", "message"),
+    [
+        ("tokens", "Hard cap", "-5", "Must not be negative."),
+        ("tokens", "Hard cap", "12.5", "Must be a whole number of tokens."),
+        ("tokens", "Soft cap", "many", "Must be a whole number of tokens."),
+        ("cost", "Hard cap", "-0.01", "Must not be negative."),
+        ("cost", "Hard cap", "0.1234567891", "at most nine decimals"),
+        ("cost", "Hard cap", "1e3", "Must be an amount"),
+        ("cost", "Hard cap", "9999999999999", "Must be an amount"),
+        ("tokens", "Warn at", "101", "from 0 to 100"),
+    ],
+)
+def test_wrong_input_is_told_beside_its_field(
+    open_page: OpenPage, unit: str, label: str, typed: str, message: str
+) -> None:
+    page = open_page(f"ports/wrong?unit={unit}&period=week")
+    field = page.get_by_label(re.compile(f"^{label}"))
+    field.fill(typed)
+    page.get_by_role("button", name="Set budget").click()
+    expect(field).to_have_attribute("aria-invalid", "true")
+    expect(field).to_be_focused()
+    told = [page.locator(f"#{one}").inner_text()
+            for one in (field.get_attribute("aria-describedby") or "").split()]  # fmt: skip
+    assert any(message in text for text in told), told
+    expect(page.get_by_role("button", name="Set budget")).to_be_enabled()
+
+
+def test_a_soft_cap_above_the_hard_cap(open_page: OpenPage) -> None:
+    page = open_page("ports/wrong?unit=cost&period=week")
+    page.get_by_label("Soft cap (USD)").fill("10.01")
+    page.get_by_label("Hard cap (USD)").fill("10")
+    page.get_by_role("button", name="Set budget").click()
+    expect(page.get_by_text("Must not be above the hard cap.")).to_be_visible()
+
+
+def test_what_the_server_refuses_is_told_beside_its_field_too(open_page: OpenPage) -> None:
+    page = open_page("ports/wrong")
+    page.get_by_label("Mail address").fill("nobody at all")
+    page.get_by_role("button", name="Save name").click()
+    expect(page.get_by_text("must be one mail address")).to_be_visible()
+    expect(page.get_by_label("Mail address")).to_have_attribute("aria-invalid", "true")
+
+
+def test_somebody_else_was_faster(open_page: OpenPage, client: httpx.Client) -> None:
+    path = "/v1/budgets/port:contested/cost/week"
+    client.put(path, json={"hard_cap": "10"}).raise_for_status()
+    page = open_page("ports/contested?unit=cost&period=week")
+    hard = page.get_by_label("Hard cap (USD)")
+    expect(hard).to_have_value("10")
+    client.put(path, json={"hard_cap": "20"}).raise_for_status()
+    hard.fill("30")
+    page.get_by_role("button", name="Save", exact=True).click()
+    expect(page.get_by_text("Somebody else changed this budget")).to_be_visible()
+    expect(hard).to_have_value("30")
+    assert client.get(path).json()["hard_cap"] == "20"
+    page.get_by_role("button", name="Load theirs").click()
+    expect(page.get_by_label("Hard cap (USD)")).to_have_value("20")
+
+
+def test_a_reader_is_offered_nothing_to_change_and_refused_it(open_page: OpenPage) -> None:
+    page = open_page("ports/harbor-1", key="rita")
+    for path in ("ports/harbor-1", "users/u108", "organisation", "prices"):
+        page.evaluate("path => { location.hash = `#/${path}`; }", path)
+        settled(page)
+        expect(page.locator(".card").first).to_be_visible()
+        for name in ("Save", "Set budget", "Remove budget", "Save name", "Publish the rate",
+                     "Add a rate"):  # fmt: skip
+            expect(page.get_by_role("button", name=name, exact=True)).to_have_count(0)
+        refused = page.evaluate(
+            """async () => (await fetch('/v1/budgets/port:harbor-1/cost/month', {
+                method: 'PATCH', body: '{"hard_cap": "1"}', headers: {
+                'Content-Type': 'application/json',
+                Authorization: 'Bearer ' + sessionStorage.getItem('tallyport-key')}})).status"""
+        )
+        assert refused == 403
+
+
+def test_a_key_of_one_port_is_shown_that_port(open_page: OpenPage) -> None:
+    page = open_page("ports", key="harbor")
+    expect(page.get_by_role("row")).to_have_count(2)
+    expect(page.get_by_role("link", name="Organisation")).to_have_count(0)
+    page.goto(page.url.replace("#/ports", "#/ports/harbor-1"))
+    expect(page.get_by_text("this key is for other ports")).to_be_visible()
+    page.goto(page.url.replace("harbor-1", "harbor-7"))
+    expect(page.get_by_role("button", name=re.compile("^(Save|Set budget)$"))).to_be_visible()
+
+
+def test_html_in_names_does_not_run(open_page: OpenPage, client: httpx.Client) -> None:
+    port = "<img src=x onerror=document.title=7>"
+    page = open_page("ports?search=Ship")
+    shown = '<img src=x onerror="document.title=1"><b>Ship & Co</b>'
+    expect(page.get_by_text(shown)).to_be_visible()
+    assert page.locator("main img").count() == 0
+    page.goto(f"{page.url.split('#')[0]}#/ports/{quote(port)}")
+    expect(page.locator("h1")).to_contain_text("<img src=x onerror=document.title=7>")
+    page.get_by_label("Display name").fill("<script>document.title = 9</script>")
+    page.get_by_role("button", name="Save name").click()
+    expect(page.get_by_text("Saved.", exact=True)).to_be_visible()
+    expect(page.locator("h1")).to_contain_text("<script>document.title = 9</script>")
+    assert page.title() not in ("1", "7", "9")
+    page.goto(f"{page.url.split('#')[0]}#/changes")
+    expect(page.get_by_role("table")).to_be_visible()
+    assert page.title() not in ("1", "7", "9")
+    assert client.delete(f"/v1/names/{quote(f'port:{port}')}").status_code == 204
+
+
+def test_the_files_bring_nothing_from_elsewhere(client: httpx.Client) -> None:
+    start = client.get("/")
+    assert start.headers["content-type"].startswith("text/html")
+    names = re.findall(r'"/page/([\w.]+)"', start.text)
+    seen: set[str] = set()
+    while names:
+        name = names.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        answer = client.get(f"/page/{name}")
+        assert answer.status_code == 200, name
+        names += re.findall(r'from "\./([\w.]+)"', answer.text)
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        again = client.get(f"/page/{name}", headers={"If-None-Match": answer.headers["etag"]})
+        assert again.status_code == 304
+        if name.endswith(".js"):
+            parsing = r"innerHTML|outerHTML|insertAdjacentHTML|eval\("
+            assert not re.search(parsing, answer.text), name
+            assert "https://" not in answer.text, name
+    assert len(seen) > 15
+    assert not re.search(r"<script(?! type=\"module\" src=\"/page/)|\son\w+=|\sstyle=", start.text)
+    assert client.get("/page/..%2Fapi.py").status_code == 404
+    assert client.get("/page/nothing.js").status_code == 404
+
+
+def test_it_works_by_keyboard(open_page: OpenPage) -> None:
+    page = open_page("overview")
+    settled(page)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    for _ in range(3):
+        page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Ports", exact=True)).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Ports")).to_be_visible()
+    expect(page.locator("main")).to_be_focused()
+    page.get_by_label("Search ports").focus()
+    page.keyboard.type("customs")
+    expect(page.get_by_role("row")).to_have_count(2)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Customs House")).to_be_visible()
+
+
+def test_effective_limits(open_page: OpenPage, site: Site) -> None:
+    page = open_page("limits?port_id=harbor-1&user_id=u108&organization_id=northwind")
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(6)
+    for text in ("everything", "North Quay", "Northwind Traders", "Ada Lovelace"):
+        expect(page.get_by_role("table").get_by_text(text).first).to_be_visible()
+    page.get_by_label("Estimated tokens").fill("999999999999")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.get_by_text("The call is refused")).to_be_visible()
+    page.get_by_label("Estimated tokens").fill("-1")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.get_by_text("Must be a whole number of tokens.")).to_be_visible()
+
+
+def test_a_rate_is_added_for_a_model_without_one(open_page: OpenPage, client: httpx.Client) -> None:
+    page = open_page("prices")
+    page.get_by_role("button", name="Add a rate for frontier-x1").click()
+    expect(page.get_by_role("textbox", name="Model").first).to_have_value("frontier-x1")
+    page.get_by_role("button", name="Publish the rate").click()
+    expect(page.get_by_text("At least one price is needed.")).to_be_visible()
+    page.get_by_label("Input (USD a million)").fill("-1")
+    page.get_by_role("button", name="Publish the rate").click()
+    expect(page.get_by_text("not negative")).to_be_visible()
+    page.get_by_label("Input (USD a million)").fill("2.5")
+    page.get_by_label("Output (USD a million)").fill("10")
+    page.get_by_role("button", name="Publish the rate").click()
+    command = "tallyport reprice --dry-run --provider acme --model frontier-x1"
+    expect(page.get_by_text(command)).to_be_visible()
+    expect(page.get_by_role("table", name="Rates that were set")).to_contain_text("frontier-x1")
+    rates = client.get("/v1/prices").json()["rates"]
+    assert rates[-1]["rate"]["per_million"] == {"input_tokens": "2.5", "output_tokens": "10"}
+    page.get_by_role("textbox", name="Provider").last.fill("openai")
+    page.get_by_role("textbox", name="Model").last.fill("gpt-5")
+    page.get_by_role("button", name="Explain").click()
+    expect(page.get_by_text("the built-in book lists openai/gpt-5")).to_be_visible()
+
+
+def test_users_page_through_their_events(open_page: OpenPage, client: httpx.Client) -> None:
+    user = client.get("/v1/usage/users?limit=1").json()["users"][0]["user_id"]
+    total = client.get(f"/v1/usage/users/{user}?limit=1").json()["total"]
+    page = open_page(f"users/{user}")
+    expect(page.get_by_text(f"1–25 of {total} entries")).to_be_visible()
+    first = page.locator("tbody tr").first.inner_text()
+    page.get_by_role("button", name="Next").click()
+    expect(page.get_by_text(f"26–{min(50, total)} of {total} entries")).to_be_visible()
+    assert page.locator("tbody tr").first.inner_text() != first
+    page.get_by_role("button", name="Previous").click()
+    expect(page.get_by_text(f"1–25 of {total} entries")).to_be_visible()
+
+
+def test_rejected_records_by_reason(open_page: OpenPage) -> None:
+    page = open_page("overview")
+    page.get_by_role("link", name="malformed-json").click()
+    expect(page.get_by_label("Reason")).to_have_value("malformed-json")
+    record = page.locator(".records li").first
+    expect(record).to_contain_text("malformed-json")
+    record.get_by_text("The record").click()
+    expect(record.locator("pre")).to_be_visible()
+
+
+def test_ten_thousand_ports(open_page: OpenPage, site: Site, client: httpx.Client) -> None:
+    at = client.get("/v1/usage/all").json()["period_start"]
+    lines = [
+        json.dumps({
+            "event_id": f"many-{number}", "occurred_at": at, "port_id": f"many-{number:05}",
+            "provider": "openai", "model": "gpt-5", "input_tokens": 1_000,
+        })
+        for number in range(10_000)
+    ]  # fmt: skip
+    with site.http("service") as sender:
+        for first in range(0, len(lines), 1_000):
+            kind = {"Content-Type": "application/x-ndjson"}
+            body = "\n".join(lines[first : first + 1_000])
+            sender.post("/v1/events", content=body, headers=kind).raise_for_status()
+    site.wait(lambda: client.get("/v1/usage/ports?limit=1").json()["total"] >= 10_012)
+    page = open_page("ports")
+    expect(page.get_by_text(re.compile(r"1–25 of 10,0\d\d"))).to_be_visible()
+    assert page.locator("tbody tr").count() == 25
+    page.get_by_label("Search ports").fill("many-09876")
+    expect(page.get_by_text("1–1 of 1")).to_be_visible()
+    page.get_by_role("link", name="many-09876").click()
+    expect(page.locator(".used strong")).to_have_text("1,000 tokens")
