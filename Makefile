@@ -10,7 +10,7 @@ VENV := .venv/.made
 PACKAGES := .venv/.packages
 PROJECT := .venv/.project
 
-.PHONY: help install demo test lint unit format chaos sim bench lock clean
+.PHONY: help install demo test lint browser unit format chaos sim bench lock clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)$$/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -34,12 +34,15 @@ $(PROJECT): pyproject.toml $(PACKAGES)
 demo: install ## the main job in about a minute, audited at the end
 	$(BIN)/tallyport demo
 
-test: install lint unit ## everything that CI runs
+test: install lint browser unit ## everything that CI runs
 
 lint: install ## ruff and pyright
 	timeout 120 $(BIN)/ruff check .
 	timeout 120 $(BIN)/ruff format --check .
 	timeout 300 $(BIN)/pyright
+
+browser: install ## see to it that there is a Chromium for the tests of the page (Debian's, as root)
+	@timeout 900 $(BIN)/python -m tests.page.chromium
 
 unit: install ## the tests alone; ARGS goes to pytest
 	timeout --kill-after=30 2700 $(BIN)/python -m pytest $(ARGS)

@@ -28,7 +28,7 @@ def site(
     ledger_server: ledger_fixture.LedgerAddress,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Site]:
-    """Worker, sink and API with keys, budgets, names and ten days of usage."""
+    """Worker, sink and API with keys, budgets, names and some days of usage."""
     for address in migrated_database(ledger_server):
         login = f"{address.user}:{address.password}"
         url = f"http://{login}@{address.host}:{address.port}/{address.database}"

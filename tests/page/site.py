@@ -25,7 +25,7 @@ from pipeline.web.key_file import create_key
 from producers.kafka import Publisher
 from producers.simulator import simulate
 
-DAYS = 10
+DAYS = 8
 EVENTS_A_DAY = 1_000
 WAIT_S = 120.0
 ROLES: dict[str, dict[str, Any]] = {
@@ -138,7 +138,7 @@ class Site:
             for back in reversed(range(days)):
                 # No two days alike, and quieter ones at the weekend.
                 end = now - timedelta(days=back)
-                share = 45 if end.weekday() >= 5 else 80 + 7 * (back % 4)
+                share = 35 if end.weekday() >= 5 else 60 + 7 * (back % 4)
                 records = simulate(back + 1, events_a_day, end, partitions=2)
                 kept = [one for at, one in enumerate(records) if at * 37 % 100 < share]
                 futures = [
