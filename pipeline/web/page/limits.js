@@ -13,7 +13,7 @@ const REASONS = {
 };
 
 export async function show(page) {
-  const place = h("div", {});
+  const place = h("div", { className: "column" });
   const fields = Object.fromEntries(FIELDS.map(([name, title]) => {
     const given = page.search.get(name) ?? (name === "port_id" && !seesAll() ? session.whoami.ports[0] : "");
     return [name, field(title, h("input", { type: "text", value: given, autocomplete: "off", spellcheck: "false", inputmode: name === "estimated_tokens" ? "numeric" : null }))];
@@ -45,11 +45,12 @@ export async function show(page) {
   }
 
   function draw(verdict) {
+    const why = verdict.allowed && verdict.soft_cap_warning ? "within every hard cap, over a soft line" : REASONS[verdict.reason] ?? verdict.reason;
     const says = verdict.allowed ? "The call may go ahead" : "The call is refused";
-    announce(`${says}: ${REASONS[verdict.reason]}`);
+    announce(`${says}: ${why}`);
     fill(place,
       h("div", { className: `verdict ${verdict.allowed ? "good" : "bad"}` }, badge(verdict.allowed ? (verdict.soft_cap_warning ? "soft-cap-exceeded" : "ok") : "hard-cap-exceeded", verdict.allowed ? (verdict.soft_cap_warning ? "Allowed, warned" : "Allowed") : "Refused"),
-        h("strong", {}, `${says}: ${REASONS[verdict.reason] ?? verdict.reason}.`), h("span", { className: "note" }, ` States are ${verdict.freshness.toLowerCase()}${verdict.as_of ? `, as of ${time(verdict.as_of)}` : ""}.`)),
+        h("strong", {}, `${says}: ${why}.`), h("span", { className: "note" }, ` States are ${verdict.freshness.toLowerCase()}${verdict.as_of ? `, as of ${time(verdict.as_of)}` : ""}.`)),
       card("Every budget that was asked", table("Budgets that were asked", [
         { title: "On", cell: (row) => link(row.scope) },
         { title: "Unit", cell: (row) => UNITS[row.unit] },

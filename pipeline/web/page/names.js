@@ -43,7 +43,8 @@ export function pathOf(scope) {
 }
 
 export function link(scope) {
-  const plainId = scope === "all" ? "everything" : scope.slice(scope.indexOf(":") + 1);
+  if (scope === "all") return h("a", { href: pathOf(scope) }, "everything");
+  const plainId = scope.slice(scope.indexOf(":") + 1);
   const path = pathOf(scope);
   const shown = scope.endsWith(":*") ? h("span", {}, `every ${scope.slice(0, -2)}`) : label(scope, plainId);
   return path ? h("a", { href: path }, shown) : shown;
