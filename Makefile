@@ -39,13 +39,13 @@ test: install lint browser unit ## everything that CI runs
 lint: install ## ruff and pyright
 	timeout 120 $(BIN)/ruff check .
 	timeout 120 $(BIN)/ruff format --check .
-	timeout 300 $(BIN)/pyright
+	timeout 600 $(BIN)/pyright
 
 browser: install ## see to it that there is a Chromium for the tests of the page (Debian's, as root)
 	@timeout 900 $(BIN)/python -m tests.page.chromium
 
 unit: install ## the tests alone; ARGS goes to pytest
-	timeout --kill-after=30 2700 $(BIN)/python -m pytest $(ARGS)
+	timeout --kill-after=30 4000 $(BIN)/python -m pytest $(ARGS)
 
 format: install ## put the code into shape
 	$(BIN)/ruff check --fix .
