@@ -3,6 +3,9 @@
 A block covers a run of source offsets ``[first_offset, next_offset)`` of one partition without
 a hole; rejected, duplicate and forwarded records lie inside the range and have no row. Blocks of
 one partition join end to end, so a reader notices a missing one.
+
+A block of corrections is one of the log of resolved corrections: its rows are deltas, and each has
+a mark with what further entries of an event have beside.
 """
 
 import msgspec
@@ -23,9 +26,25 @@ PRICE_COLUMNS: tuple[str, ...] = (
 )
 ROW_COLUMNS: tuple[str, ...] = EVENT_COLUMNS + PRICE_COLUMNS
 
+Mark = tuple[int, int, int, str, str, str, int]
+"""The values of ``MARK_COLUMNS``."""
+MARK_COLUMNS: tuple[str, ...] = (
+    "entry_no",
+    "requests",
+    "unpriced_requests",
+    "correction_id",
+    "correction_reason",
+    "source_topic",
+    "source_partition",
+)
+
 
 class PricedBlock(msgspec.Struct, array_like=True, gc=False):
-    """``rows`` hold the values of ``ROW_COLUMNS`` in that order; ``cost_nano`` may be None."""
+    """``rows`` hold the values of ``ROW_COLUMNS`` in that order; ``cost_nano`` may be None.
+
+    ``marks`` are those of the rows, in their order, in a block of corrections; else empty. There
+    ``source_offset`` is the place of the correction, not one of ``[first_offset, next_offset)``.
+    """
 
     version: int
     epoch: int
@@ -37,6 +56,7 @@ class PricedBlock(msgspec.Struct, array_like=True, gc=False):
     rejected: list[int]
     duplicates: list[int]
     forwarded: list[int]
+    marks: list[Mark] = []
 
 
 class HeldBlock(PricedBlock, array_like=True, gc=False):

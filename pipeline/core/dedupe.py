@@ -45,6 +45,13 @@ def event_key(port_id: str, event_id: str) -> bytes:
     return hasher.digest()
 
 
+def correction_key(port_id: str, correction_id: str) -> bytes:
+    """The identity of a correction of an event of ``port_id``; never that of an event."""
+    hasher = _hasher.copy()
+    hasher.update(f"correction {len(port_id)}:{port_id}{correction_id}".encode())
+    return hasher.digest()
+
+
 def encode_ids(keys: Sequence[bytes], times_ms: Sequence[int]) -> bytes:
     """Keys with their Kafka times, packed in 24 bytes each: the key, then a little-endian i64."""
     entries = np.empty(len(keys), _ENTRY)

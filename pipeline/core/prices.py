@@ -17,7 +17,15 @@ from pipeline.core.book import CURRENCY as BOOK_CURRENCY
 from pipeline.core.book import DAY_US, Book, Listing, Season
 from pipeline.core.events import Event
 from pipeline.core.rates import FxRate, Multiplier, PriceRate, RateSet
-from pipeline.core.selection import NEVER_US, Span, first_at, matching, newest_first, spans_of
+from pipeline.core.selection import (
+    NEVER_US,
+    Span,
+    first_at,
+    matching,
+    newest_first,
+    rank,
+    spans_of,
+)
 from pipeline.core.tariffs import Table, Tariff, nano_per_unit
 
 Status = Literal["priced", "free", "unpriced"]
@@ -42,6 +50,7 @@ class Price(msgspec.Struct, frozen=True, gc=False):
 SELF_HOSTED = Price(0, "self-hosted", "free")
 CACHE_HIT = Price(0, "cache-hit", "free")
 UNPRICED = Price(None, "", "unpriced")
+_BY_FLAG = {price.rate_id: price for price in (SELF_HOSTED, CACHE_HIT)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +128,19 @@ class Quote:
         self.estimated = estimated
         self.by_length = by_length
 
+    def price(self, event: Event) -> Price:
+        """The price of an event that this quote is for."""
+        quote = self
+        if quote.by_length is not None and not event.input_tokens and not event.output_tokens:
+            quote = quote.by_length
+        table = quote.table
+        if table is None:
+            return quote.fixed
+        cost_nano = table.cost_nano(event)
+        if cost_nano is None:
+            return UNPRICED
+        return Price(cost_nano, quote.rate_id, "priced", quote.estimated)
+
 
 _NO_QUOTE = Quote()
 
@@ -162,6 +184,10 @@ class PriceVersion:
         self._last_resort = [span for span in spans.prices if span.rate.is_last_resort]
         self._multipliers = spans.multipliers
         self._fx = spans.fx
+        self._used = {entry.rate.rate_id: entry.rate for entry in rates.used}
+        self._inconvertible = {
+            record.rate_id for record in rates.ignored if record.reason == "wrong-currency"
+        }
         self._plans: dict[tuple[str, str, str], Plan | Quote] = {}
         self._quotes: dict[tuple[str, Fraction, bool], Quote] = {}
 
@@ -177,15 +203,78 @@ class PriceVersion:
             quote = self._new_plan(key)
         if isinstance(quote, Plan):
             quote = quote.at(event.occurred_at_us)
-        if quote.by_length is not None and not event.input_tokens and not event.output_tokens:
-            quote = quote.by_length
-        table = quote.table
-        if table is None:
-            return quote.fixed
-        cost_nano = table.cost_nano(event)
-        if cost_nano is None:
-            return UNPRICED
-        return Price(cost_nano, quote.rate_id, "priced", quote.estimated)
+        return quote.price(event)
+
+    def price_by(self, rate_id: str, event: Event) -> Price | Literal["unknown", "currency"]:
+        """The price of ``event`` by one rate, RATE or RATE*MULTIPLIER, whenever they apply.
+
+        A rate of the built-in book must be one of the event's own model. ``"unknown"``: no such
+        rate is used; ``"currency"``: it cannot be converted at the time of the event.
+        """
+        if rate_id in _BY_FLAG:
+            return _BY_FLAG[rate_id] if _flag_of(event) == rate_id else "unknown"
+        ruling = self._ruling_named(rate_id, event)
+        if ruling is None:
+            foreign = rate_id.partition("*")[0] in self._inconvertible
+            return "currency" if foreign else "unknown"
+        if flag := _flag_of(event):
+            return _BY_FLAG[flag]
+        if ruling.factor is None and not ruling.is_free:
+            return "currency"
+        return self._quote(ruling).price(event)
+
+    def later_rate(self, event: Event) -> str | None:
+        """The set rate that prices ``event`` although it began to apply only afterwards.
+
+        Of those that match equally well the first that began; None without one.
+        """
+        found = self.candidates(event.provider, event.model, event.service_tier)
+        at_us = event.occurred_at_us
+        later = [
+            span
+            for span in (*found.rates, *found.last_resort)
+            if span.rate.effective_from_us > at_us and span.until_us > span.rate.effective_from_us
+        ]
+        if not later:
+            return None
+        best = max(later, key=lambda span: (*rank(span)[:4], -span.rate.effective_from_us))
+        return best.rate.rate_id
+
+    def _ruling_named(self, rate_id: str, event: Event) -> Ruling | None:
+        name, star, multiplier_id = rate_id.partition("*")
+        factor, suffix = Fraction(1), ""
+        if star:
+            multiplier = self._used.get(multiplier_id)
+            if not isinstance(multiplier, Multiplier):
+                return None
+            factor, suffix = Fraction(multiplier.factor), f"*{multiplier_id}"
+        found = self.candidates(event.provider, event.model, event.service_tier)
+        rate = self._used.get(name)
+        if isinstance(rate, PriceRate):
+            currency = rate.currency or self.currency
+            tariff, listing, by_length = tariff_of(rate), None, None
+        elif (listing := found.listing) is not None:
+            tier, currency, rate = event.service_tier, BOOK_CURRENCY, None
+            book_id, tariff = listing.tariff_at(event.occurred_at_us, tier)
+            by_length = listing.by_length_at(event.occurred_at_us)
+            if name not in (book_id, by_length[0] if by_length else book_id):
+                return None
+            name = book_id
+            by_length = by_length and (by_length[0] + suffix, by_length[1])
+        else:
+            return None
+        if currency != self.currency:
+            fx = first_at(newest_first(self._fx, currency), event.occurred_at_us)
+            factor = None if fx is None else factor * Fraction(fx.rate.rate)
+        return Ruling(
+            name + suffix,
+            tariff,
+            currency,
+            factor,
+            listing=listing,
+            estimated=rate is not None and rate.is_last_resort,
+            by_length=by_length,
+        )
 
     def candidates(self, provider: str, model: str, service_tier: str = "") -> Candidates:
         """What can rule for these references, whatever the time."""
@@ -308,6 +397,13 @@ class PriceVersion:
                 quote.by_length = Quote(rate_id=name, table=Table(tariff, ruling.factor))
             self._quotes[known] = quote
         return quote
+
+
+def _flag_of(event: Event) -> str:
+    """Which flag makes the cost of ``event`` 0, by the rate's name; empty without one."""
+    if event.self_hosted:
+        return SELF_HOSTED.rate_id
+    return CACHE_HIT.rate_id if event.cache_hit else ""
 
 
 def tariff_of(rate: PriceRate) -> Tariff:

@@ -127,6 +127,37 @@ class SourceTotals:
 
     def add(self, event: Event, cost_nano: int | None) -> None:
         """Counts one accepted event; ``cost_nano`` None means unpriced."""
+        touched = self._touched(event)
+        tokens = event.input_tokens + event.output_tokens
+        priced_nano = cost_nano or 0
+        flush = self._flush
+        for cell in touched:
+            if cell.flush != flush:
+                cell.flush = flush
+                self._changed.append(cell)
+            cell.requests += 1
+            cell.tokens += tokens
+            cell.cost_nano += priced_nano
+        if cost_nano is None or event.billing_scope != "org":
+            _add_rare(touched, cost_nano, event.billing_scope)
+
+    def adjust(self, event: Event, requests: int, cost_nano: int, unpriced: int) -> None:
+        """Adds the deltas of a correction; the amounts of ``event`` are deltas, too."""
+        tokens = event.input_tokens + event.output_tokens
+        for cell in self._touched(event):
+            if cell.flush != self._flush:
+                cell.flush = self._flush
+                self._changed.append(cell)
+            cell.requests += requests
+            cell.tokens += tokens
+            cell.cost_nano += cost_nano
+            cell.unpriced += unpriced
+            if event.billing_scope == "user":
+                cell.user_cost_nano += cost_nano
+                cell.user_unpriced += unpriced
+
+    def _touched(self, event: Event) -> list[Cell]:
+        """The cells of every scope of ``event`` on its day."""
         number = event.occurred_at_us // DAY_US
         day = self._days.get(number)
         if day is None:
@@ -149,18 +180,7 @@ class SourceTotals:
             touched.append(
                 day.group.get(ident) or self._new(day.group, ident, "group:" + ident, number)
             )
-        tokens = event.input_tokens + event.output_tokens
-        priced_nano = cost_nano or 0
-        flush = self._flush
-        for cell in touched:
-            if cell.flush != flush:
-                cell.flush = flush
-                self._changed.append(cell)
-            cell.requests += 1
-            cell.tokens += tokens
-            cell.cost_nano += priced_nano
-        if cost_nano is None or event.billing_scope != "org":
-            _add_rare(touched, cost_nano, event.billing_scope)
+        return touched
 
     def take_changed(self) -> list[Cell]:
         """The cells that changed since the last call, each once; starts a new flush."""
