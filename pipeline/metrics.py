@@ -66,6 +66,20 @@ EVENTS_FORWARDED = _counter(
 EVENTS_UNPRICED = _counter(
     "events_unpriced", "Accepted events for which no rate was found.", of="worker"
 )
+CORRECTIONS_APPLIED = _counter(
+    "corrections_applied", "Corrections taken into tables and budgets.", of="worker"
+)
+CORRECTIONS_REJECTED = _counter(
+    "corrections_rejected", "Corrections sent on to usage.rejected, by reason.", "reason", of="sink"
+)
+CORRECTIONS_DUPLICATE = _counter(
+    "corrections_duplicate",
+    "Corrections whose id had been accepted before; counted once.",
+    of="sink",
+)
+CORRECTIONS_LAG = _gauge(
+    "corrections_lag_records", "Records of usage.corrections not yet resolved.", of="sink"
+)
 UNKNOWN_FIELDS = _counter(
     "unknown_fields", "Fields of events that are not in the contract.", of="worker"
 )

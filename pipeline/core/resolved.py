@@ -8,14 +8,13 @@ from typing import Any
 
 import msgspec
 
-from pipeline.core.blocks import EVENT_COLUMNS, MARK_COLUMNS, Mark
+from pipeline.core.blocks import EVENT_COLUMNS, Mark
 from pipeline.core.corrections import Correction, Entry
 from pipeline.core.errors import CorruptRecord
 from pipeline.core.events import Event
 from pipeline.core.record_version import UNREADABLE, unreadable, wrong_version
 
 RESOLVED_VERSION = 1
-_REQUESTS, _UNPRICED = MARK_COLUMNS.index("requests"), MARK_COLUMNS.index("unpriced_requests")
 
 
 class Resolved(msgspec.Struct, array_like=True, gc=False):
@@ -43,11 +42,12 @@ class Resolved(msgspec.Struct, array_like=True, gc=False):
         """The ledger entry."""
         cost_nano, rate_id, status, price_estimated = self.row[len(EVENT_COLUMNS) + 2 :]
         event = self.event
+        entry_no, requests, unpriced_requests = self.mark[:3]
         return Entry(
             event,
-            self.mark[0],
-            self.mark[_REQUESTS],
-            self.mark[_UNPRICED],
+            entry_no,
+            requests,
+            unpriced_requests,
             cost_nano,
             rate_id,
             status,

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.blocks import ROW_COLUMNS, HeldBlock, PricedBlock
+from pipeline.core.blocks import MARK_COLUMNS, ROW_COLUMNS, HeldBlock, Mark, PricedBlock
 from pipeline.core.errors import CorruptRecord
 from pipeline.ledger.packed_rows import Packed, Unexpected, packed_columns
 
@@ -81,16 +81,26 @@ _RENAMED = {"occurred_at_us": "occurred_at", "recorded_at_ms": "recorded_at"}
 
 
 def entries_table(blocks: Sequence[PricedBlock], currency: str) -> pa.Table:
-    """The rows of ``blocks`` as first entries (``entry_no`` 0), one table for all of them.
+    """The rows of ``blocks`` as ledger entries, one table for all of them.
 
-    Raises ``CorruptRecord`` when a row is not what ``ROW_COLUMNS`` says.
+    Raises ``CorruptRecord`` when one is not what ``ROW_COLUMNS`` and ``MARK_COLUMNS`` say.
     """
+    events = [block for block in blocks if not block.marks]
+    corrections = [block for block in blocks if block.marks]
+    first_entries = _table(events, currency)
+    if not corrections:
+        return first_entries
+    return pa.concat_tables([first_entries, _table(corrections, currency)])
+
+
+def _table(blocks: Sequence[PricedBlock], currency: str) -> pa.Table:
     columns = _packed_columns(blocks) or _checked_row_columns(blocks)
     status = columns["price_status"]
     columns["unpriced_requests"] = pc.cast(_call("equal", status, "unpriced"), pa.int8())
     columns["estimated"] = _call("or", columns["estimated"], columns.pop("price_estimated"))
     columns["total_tokens"] = _call("add", columns["input_tokens"], columns["output_tokens"])
     columns |= _constants(blocks, len(status), currency)
+    columns |= _mark_columns(list(chain.from_iterable(b.marks for b in blocks)), len(status))
     return pa.table([columns[name] for name in LEDGER_COLUMNS], schema=_SCHEMA)
 
 
@@ -148,6 +158,21 @@ def _row_columns(rows: list[tuple[object, ...]]) -> dict[str, pa.Array]:
         else:
             columns[name] = pa.array(column, _kind_of(row_name))
     return columns
+
+
+def _mark_columns(marks: list[Mark], count: int) -> dict[str, pa.Array]:
+    """What corrections say instead of what a first entry has; empty without marks."""
+    if not marks:
+        return {}
+    if len(marks) != count:
+        raise CorruptRecord(f"a priced block has {len(marks)} marks for {count} rows")
+    try:
+        return {
+            name: pa.array(column, _SCHEMA.field(name).type)
+            for name, column in zip(MARK_COLUMNS, zip(*marks, strict=True), strict=True)
+        }
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CorruptRecord(f"a correction's mark does not fit the ledger: {error}") from error
 
 
 def _tags_array(tags: Sequence[dict[str, str]]) -> pa.Array:

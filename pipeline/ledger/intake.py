@@ -73,7 +73,9 @@ class Intake:
     def without_known_rows(self, block: PricedBlock) -> PricedBlock:
         """The block without the rows that the ledger has."""
         known = self.known.get(block.topic)
-        if not known:
+        if (
+            not known or block.marks
+        ):  # rows of corrections name another log; they replace themselves
             return block
         rows = [row for row in block.rows if row[_SOURCE_OFFSET] not in known]
         return PricedBlock(

@@ -201,7 +201,7 @@ class _Sink(ConsumerRebalanceListener):
         assigned = set(self._consumer.assignment())
         firsts = await self._consumer.beginning_offsets(assigned) if assigned else {}
         ends = await self._consumer.end_offsets(assigned) if assigned else {}
-        sources = (self._topics.events, self._topics.corrections)
+        sources = (self._topics.events, self._topics.resolved)
         partitions = sorted(tp.partition for tp in assigned)
         holdings = await self._in_thread(self._writer.holdings, sources, partitions)
         await self._learn_log()

@@ -45,6 +45,7 @@ def lasting_topics(topics: Topics) -> list[str]:
     return [
         topics.events,
         topics.priced,
+        topics.resolved,
         topics.policies,
         topics.rates,
         topics.state,

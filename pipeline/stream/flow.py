@@ -1,6 +1,7 @@
 """The flow of one worker: the stages of the partitions it owns, in travel order.
 
     usage.events ─► PriceStage ─► tallyport.partials ─► MergeStage ─► budget.state
+    tallyport.resolved ─┘
 
 Faust's agents hand slices in; a rebalance calls ``release`` and then ``assign``. A stage that
 fails ends the worker: its memory may know more than the log, and recovery is quick and exact.
@@ -22,6 +23,7 @@ from pipeline.stream.flush_loop import Fetched, FlushLoop
 from pipeline.stream.merging import MergeStage
 from pipeline.stream.policy_board import PolicyBoard
 from pipeline.stream.pricing import PriceStage
+from pipeline.stream.resolved_log import read_resolved
 from pipeline.stream.takeover import take_over
 from pipeline.stream.topics import Topics
 from pipeline.stream.transaction import FencedProducer
@@ -60,6 +62,7 @@ class Flow:
         self._arrived = asyncio.Event()
         self._producer: FencedProducer | None = None
         self._flushing: asyncio.Task[None] | None = None
+        self._correcting: asyncio.Task[None] | None = None
         self.flush_loop: FlushLoop | None = None
         self._timers: list[asyncio.Task[None]] = []
         self.assigned = asyncio.Event()
@@ -121,12 +124,14 @@ class Flow:
             self.fetched,
         )
         self._flushing, self.flush_loop = self._spawn(loop.run(), "flushes"), loop
+        self._correcting = self._read_corrections()
         log.info("serving source partitions %s and merge partitions %s", sources, homes)
         self.assigned.set()
 
     async def release(self) -> None:
         """Finishes the flush that has begun and lets every partition go."""
         self.assigned.clear()
+        await self._end_corrections()
         flushing, self._flushing = self._flushing, None
         self.flush_loop = None
         for stage in (*self.prices.values(), *self.merges.values()):
@@ -152,6 +157,19 @@ class Flow:
         stage = self.merges.get(piece.tp.partition)
         if stage is not None:
             await stage.inbox.offer(piece)
+
+    def _read_corrections(self) -> asyncio.Task[None] | None:
+        inboxes = {partition: stage.corrections for partition, stage in self.prices.items()}
+        if not inboxes:
+            return None
+        reading = read_resolved(self._context.client, self._context.topics.resolved, inboxes)
+        return self._spawn(reading, "corrections")
+
+    async def _end_corrections(self) -> None:
+        correcting, self._correcting = self._correcting, None
+        if correcting is not None:
+            correcting.cancel()
+            await asyncio.wait([correcting], timeout=RELEASE_TIMEOUT_S)
 
     def _on_policy(self, changed: Policy | str) -> None:
         for merge in self.merges.values():

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pipeline.core.adjusting import Corrected
 from pipeline.core.blocks import BLOCK_VERSION, ROW_COLUMNS, PricedBlock, encode_block
 from pipeline.core.home import partition_of
 from pipeline.core.intake import Rejected, Taken
@@ -19,14 +20,15 @@ PARTIAL_CELLS = 5_000
 
 @dataclass(slots=True)
 class Flush:
-    """One flush: the position before and after it, the fates, the cells that changed.
+    """One flush: the position before and after it, fates, corrections, the cells that changed.
 
-    ``rules`` says what decided (see ``stream.rules``).
+    ``rules`` says what decided (see ``stream.rules``); empty where no record was taken.
     """
 
     before: Position
     position: Position
     taken: Taken
+    corrected: Corrected
     changed: list[CellValue]
     rules: bytes
 
@@ -94,7 +96,7 @@ def fill_outbox(
         outbox.add(topics.rules, 0, Record(key, value))
     for home, partial in partials:
         outbox.add(topics.partials, home, Record(b"%d" % partition, encode_partial(partial)))
-    for block in _blocks(context, partition, flush):
+    for block in (*_blocks(context, partition, flush), *_corrections(context, partition, flush)):
         outbox.add(topics.priced, partition, Record(b"%d" % partition, encode_block(block)))
     for rejected in taken.rejected:
         outbox.add(topics.rejected, partition, _rejected_record(context, partition, rejected))
@@ -107,6 +109,8 @@ def fill_outbox(
 def _blocks(context: StreamContext, partition: int, flush: Flush) -> list[PricedBlock]:
     """The accepted rows in blocks that together cover the flush's offsets without a hole."""
     rows = flush.taken.rows
+    if flush.position.next_offset == flush.before.next_offset:
+        return []
     offset_column = ROW_COLUMNS.index("source_offset")
     starts = range(0, max(1, len(rows)), BLOCK_ROWS)
     blocks: list[PricedBlock] = []
@@ -128,6 +132,35 @@ def _blocks(context: StreamContext, partition: int, flush: Flush) -> list[Priced
                 [r.record.offset for r in flush.taken.rejected if r.record.offset in span],
                 [offset for offset in flush.taken.duplicates if offset in span],
                 [f.record.offset for f in flush.taken.forwarded if f.record.offset in span],
+            )
+        )
+        first_offset = next_offset
+    return blocks
+
+
+def _corrections(context: StreamContext, partition: int, flush: Flush) -> list[PricedBlock]:
+    """The corrections in blocks that cover what was read of ``tallyport.resolved``."""
+    corrected, first_offset = flush.corrected, flush.before.resolved_offset
+    if flush.position.resolved_offset == first_offset:
+        return []
+    blocks: list[PricedBlock] = []
+    for start in range(0, max(1, len(corrected.rows)), BLOCK_ROWS):
+        stop = start + BLOCK_ROWS
+        is_last = stop >= len(corrected.rows)
+        next_offset = flush.position.resolved_offset if is_last else corrected.offsets[stop]
+        blocks.append(
+            PricedBlock(
+                BLOCK_VERSION,
+                flush.position.epoch,
+                context.topics.resolved,
+                partition,
+                first_offset,
+                next_offset,
+                corrected.rows[start:stop],
+                [],
+                [offset for offset in corrected.repeats if first_offset <= offset < next_offset],
+                [],
+                corrected.marks[start:stop],
             )
         )
         first_offset = next_offset

@@ -3,7 +3,7 @@
 The order of side effects of a flush (a fault point lies between each pair):
 
     1  take      pending records of every source partition become rows, rejected, duplicate or
-                 forwarded; memory only
+                 forwarded, and resolved corrections become deltas; memory only
     2  merge     their partials, and those of other workers, move the accounts that live here, and
                  changed states become records; memory only
     3  begin     the transaction of this worker's own transactional id
@@ -120,11 +120,11 @@ class FlushLoop:
                     await self._arrived.wait()
         self._round_at_s = time.monotonic()
 
-    def _stages(self) -> list[PriceStage | MergeStage]:
-        return [*self._prices.values(), *self._merges.values()]
-
     def _has_input(self) -> bool:
-        return not all(stage.inbox.is_empty for stage in self._stages())
+        return not (
+            all(stage.is_idle for stage in self._prices.values())
+            and all(merge.inbox.is_empty for merge in self._merges.values())
+        )
 
     def _backlog(self) -> int:
         return sum(len(stage.inbox) for stage in self._prices.values())
@@ -145,7 +145,7 @@ class FlushLoop:
         return gathered
 
     async def _take(self, gathered: _Round) -> None:
-        if all(stage.inbox.is_empty for stage in self._prices.values()):
+        if all(stage.is_idle for stage in self._prices.values()):
             return
         rates = self._context.rates
         self.doing = "it waits until the end of the rates is confirmed"

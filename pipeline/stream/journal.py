@@ -37,7 +37,8 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
     is the highest Kafka timestamp taken. ``rules_digest`` stands for the last
     record written to the rules topic.
     ``oldest_day`` is the first day that still has cells; ``cells`` how many there are. ``ids`` is
-    how many ids have been written to the journal of ids.
+    how many ids have been written to the journal of ids. ``resolved_offset`` is where
+    ``tallyport.resolved`` goes on, ``corrected`` the number of the last record taken from there.
     """
 
     epoch: int = 0
@@ -53,6 +54,8 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
     cells: int = 0
     rules_digest: bytes = b""
     ids: int = 0
+    resolved_offset: int = 0
+    corrected: int = 0
 
 
 class _Delta(msgspec.Struct, array_like=True):
@@ -70,7 +73,7 @@ class _Shard(msgspec.Struct, array_like=True):
 
 _GROWING = (
     "next_offset", "accepted", "rejected", "duplicates", "forwarded", "unpriced", "watermark_ms",
-    "oldest_day", "ids",
+    "oldest_day", "ids", "resolved_offset", "corrected",
 )  # fmt: skip
 """What never falls from one flush of a table to the next."""
 
@@ -89,7 +92,9 @@ def _pack(cells: Iterable[CellValue]) -> list[_PackedCell]:
 
 def _packed(totals: Totals) -> Sequence[int | str]:
     # MessagePack ends at 64 bits; a sum may not.
-    return totals if max(totals) < _WIDE else [n if n < _WIDE else str(n) for n in totals]
+    if max(totals) < _WIDE and min(totals) >= -_WIDE:
+        return totals
+    return [n if -_WIDE <= n < _WIDE else str(n) for n in totals]
 
 
 def _unpacked(cells: msgspec.Raw) -> list[CellValue]:

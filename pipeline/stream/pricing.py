@@ -13,6 +13,8 @@ import msgspec
 from aiokafka.structs import ConsumerRecord
 
 from pipeline import metrics
+from pipeline.core.adjusting import Corrected, take_resolved
+from pipeline.core.errors import CorruptRecord
 from pipeline.core.intake import Intake, Taken
 from pipeline.core.partials import PARTIAL_VERSION, Partial
 from pipeline.core.prices import PriceVersion
@@ -21,6 +23,7 @@ from pipeline.stream.context import StreamContext
 from pipeline.stream.flush import Flush, fill_outbox
 from pipeline.stream.inbox import Inbox
 from pipeline.stream.journal import Position
+from pipeline.stream.resolved_log import ResolvedInbox
 from pipeline.stream.rules import encode_rules, rules_digest
 from pipeline.stream.tables import SourceTable
 from pipeline.stream.transaction import Outbox
@@ -46,6 +49,7 @@ class PriceStage:
         self._gathered = table.position
         self._as_of_ms = table.position.watermark_ms
         self.inbox = Inbox(table.position.next_offset, seek, arrived)
+        self.corrections = ResolvedInbox(table.position.resolved_offset, arrived)
 
     @property
     def partition(self) -> int:
@@ -67,12 +71,19 @@ class PriceStage:
         """Live cells of this partition."""
         return len(self._table.totals)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether neither records nor corrections wait."""
+        return self.inbox.is_empty and self.corrections.is_empty
+
     async def gather(self, prices: PriceVersion, limit: int) -> Flush | None:
-        """Takes about ``limit`` pending records at most; None without any."""
+        """Takes about ``limit`` pending records at most, and corrections; None without any."""
         records = self.inbox.take(limit)
-        if not records:
+        if not records and self.corrections.is_empty:
             return None
-        flush = self._close(await self._take(records, prices), prices)
+        taken = await self._take(records, prices)
+        rules = encode_rules(self._context, prices) if records else None
+        flush = self._close(taken, self._correct(taken), rules)
         self._gathered = flush.position
         self._as_of_ms = max(self._as_of_ms, flush.taken.watermark_ms)
         return flush
@@ -117,6 +128,7 @@ class PriceStage:
         unknown = self._intake.unknown_fields
         metrics.UNKNOWN_FIELDS.inc(unknown.count)
         unknown.count = 0
+        metrics.CORRECTIONS_APPLIED.inc(len(flush.corrected.rows))
         for rejected in taken.rejected:
             metrics.EVENTS_REJECTED.labels(rejected.rejection.reason).inc()
 
@@ -129,8 +141,24 @@ class PriceStage:
                 await asyncio.sleep(0)  # the fetcher, heartbeats and health run in this loop too
         return taken
 
-    def _close(self, taken: Taken, prices: PriceVersion) -> Flush:
-        """What the taken records do to the table's position; the totals have moved already."""
+    def _correct(self, taken: Taken) -> Corrected:
+        """Takes the corrections that wait; they are remembered beside the ids of ``taken``."""
+        table, after = self._table, self._gathered.corrected
+        try:
+            records = self.corrections.take()
+            corrected = take_resolved(records, after, table.totals, table.dedupe)
+        except CorruptRecord as error:
+            where = f"{self._context.topics.resolved} partition {table.partition}"
+            raise CorruptRecord(f"{where} {error}") from error
+        taken.keys += corrected.keys
+        taken.times_ms += corrected.times_ms
+        return corrected
+
+    def _close(self, taken: Taken, corrected: Corrected, rules: bytes | None) -> Flush:
+        """What was taken does to the table's position; the totals have moved already.
+
+        ``rules`` are what decided the records, None without any.
+        """
         before = self._gathered
         totals = self._table.totals
         watermark_ms = max(before.watermark_ms, taken.watermark_ms)
@@ -142,7 +170,6 @@ class PriceStage:
             for cell in totals.take_changed()
             if cell.day >= oldest_day
         ]
-        rules = encode_rules(self._context, prices)
         position = msgspec.structs.replace(
             before,
             epoch=self._context.epoch,
@@ -156,10 +183,12 @@ class PriceStage:
             watermark_ms=watermark_ms,
             oldest_day=oldest_day,
             cells=len(totals),
-            rules_digest=rules_digest(rules),
+            rules_digest=before.rules_digest if rules is None else rules_digest(rules),
             ids=before.ids + len(taken.keys),
+            resolved_offset=self.corrections.reached,
+            corrected=corrected.last_number or before.corrected,
         )
-        return Flush(before, position, taken, changed, rules)
+        return Flush(before, position, taken, corrected, changed, rules or b"")
 
     def _oldest_day(self, watermark_ms: int) -> int:
         slack_days = self._context.settings.max_event_age_days

@@ -103,6 +103,12 @@ SPECS: Mapping[str, TopicSpec] = {
         timestamp_type="LogAppendTime",
         extra=_LARGE_MESSAGE,
     ),
+    "resolved": TopicSpec(
+        "tallyport.resolved", "corrections as ledger entries, for tables and ledger", "delete", 14
+    ),
+    "resolver": TopicSpec(
+        "tallyport.resolver", "how far corrections are resolved", "compact", single=True
+    ),
     "totals": TopicSpec(
         "tallyport.totals", "journal of the totals", "compact", extra=_LARGE_MESSAGE
     ),
@@ -157,6 +163,8 @@ class Topics:
     state: str
     rates: str
     partials: str
+    resolved: str
+    resolver: str
     totals: str
     ids: str
     rules: str
@@ -176,6 +184,7 @@ class Topics:
         self.notices_group = f"{prefix}tallyport-notices"
         self.notices_transactional_id = f"{prefix}tallyport-notices"
         self.change_transactional_id = f"{prefix}tallyport-change"
+        self.resolver_transactional_id = f"{prefix}tallyport-resolver"
         self.restore_transactional_id = f"{prefix}tallyport-restore"
         self.replay_transactional_id = f"{prefix}tallyport-replay"
         for attribute, spec in SPECS.items():
