@@ -21,7 +21,7 @@ from pipeline.core.blocks import ROW_COLUMNS, PricedBlock, decode_block
 from pipeline.core.errors import CorruptRecord, Refused
 from pipeline.stream.epoch import Epoch
 from pipeline.stream.epoch import read_epoch as read_epoch_record
-from pipeline.stream.reader import end_offsets, read_to_end, topic_partitions
+from pipeline.stream.reader import after_last_record, end_offsets, read_to_end, topic_partitions
 from pipeline.stream.rules import rules_digest
 from pipeline.stream.tables import read_tables
 from pipeline.stream.topics import Topics
@@ -79,24 +79,10 @@ class KafkaSide:
             ends = await consumer.end_offsets(places)
         for tp in places:
             found.starts[tp.partition] = starts[tp]
-            found.next_offsets[tp.partition] = await self._after_last(tp, starts[tp], ends[tp])
+            found.next_offsets[tp.partition] = await after_last_record(
+                self._client, tp, starts[tp], ends[tp]
+            )
         return found
-
-    async def _after_last(self, tp: TopicPartition, start: int, end: int) -> int:
-        reach = 64
-        while end > start:
-            begin = max(start, end - reach)
-            last = -1
-            async for records in read_to_end(
-                self._client, tp.topic, [tp.partition], start={tp.partition: begin}
-            ):
-                last = max(last, *(r.offset for r in records if r.offset < end), -1)
-            if last >= 0:
-                return last + 1
-            if begin == start:
-                break
-            reach *= 16
-        return start
 
     async def event_ends(self, partitions: Iterable[int]) -> dict[int, int]:
         """Where the committed records of ``usage.events`` end now."""

@@ -12,6 +12,8 @@ from pipeline.cli.context import settings
 from pipeline.cli.output import as_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.settings import Settings
 
 _GC_YOUNG_OBJECTS = 100_000
@@ -55,11 +57,12 @@ def worker() -> int:
 
 @click.command()
 def sink() -> int:
-    """Run the ledger sink: priced events into ClickHouse. Prints `ready sink`."""
+    """Run the ledger sink: priced events into ClickHouse, and corrections. Prints `ready sink`."""
     return asyncio.run(_run_sink(settings()))
 
 
 async def _run_sink(configured: "Settings") -> int:
+    from pipeline.corrections.resolver import Resolver
     from pipeline.ledger.sink import run_sink
     from pipeline.ledger.sink_status import SinkStatus
     from pipeline.web.health import serve_health
@@ -74,8 +77,18 @@ async def _run_sink(configured: "Settings") -> int:
     health = None
     if configured.health_port is not None:
         health = serve_health(configured.health_port, "sink", status.problems, status.own_problems)
+
+    async def resolve_corrections(is_owner: "Callable[[], bool]") -> None:
+        await Resolver(configured, is_owner).run()
+
     try:
-        await run_sink(configured, stop, lambda: print("ready sink", flush=True), status)
+        await run_sink(
+            configured,
+            stop,
+            lambda: print("ready sink", flush=True),
+            status,
+            beside=resolve_corrections,
+        )
     finally:
         if health is not None:
             health.close()

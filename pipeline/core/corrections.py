@@ -27,6 +27,8 @@ from pipeline.core.rejections import (
     WRONG_TYPE,
     Rejection,
 )
+from pipeline.core.timestamps import parse_rfc3339_us
+from pipeline.core.windows import format_ms
 
 Kind = Literal["void", "amend", "reprice"]
 KINDS: Final[tuple[Kind, ...]] = ("void", "amend", "reprice")
@@ -45,7 +47,8 @@ _MORE: Final[Mapping[str, str]] = {"amend": "counts", "reprice": "rate_id"}
 class Correction(msgspec.Struct, frozen=True):
     """A valid correction. ``counts`` are of an amend, by the names of ``AMOUNTS``.
 
-    ``currency`` is what its sender takes the amounts to be in; empty where nothing is said.
+    ``currency`` is what its sender takes the amounts to be in, ``day`` when the sender says that
+    the event occurred (a date; it only helps to find it). Empty where nothing is said.
     """
 
     correction_id: str
@@ -56,6 +59,7 @@ class Correction(msgspec.Struct, frozen=True):
     counts: dict[str, int] = {}
     rate_id: str = ""
     currency: str = ""
+    day: str = ""
 
 
 class Standing(msgspec.Struct):
@@ -175,7 +179,13 @@ def _built(present: Mapping[str, Any]) -> Correction:
         counts,
         present["rate_id"] if present["kind"] == "reprice" else "",
         present.get("currency", ""),
+        _day_of(present.get("occurred_at")),
     )
+
+
+def _day_of(occurred_at: object) -> str:
+    occurred_at_us = parse_rfc3339_us(occurred_at) if isinstance(occurred_at, str) else None
+    return "" if occurred_at_us is None else format_ms(occurred_at_us // 1000)[:10]
 
 
 def resolve(

@@ -17,7 +17,7 @@ whether it was carried out, so it is never resent: the positions are read again 
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any
@@ -66,9 +66,11 @@ async def run_sink(
     stop: asyncio.Event,
     on_ready: Callable[[], None],
     status: SinkStatus | None = None,
+    beside: Callable[[Callable[[], bool]], Awaitable[None]] | None = None,
 ) -> None:
     """Runs until ``stop`` is set; calls ``on_ready`` once, when the first positions are read.
 
+    ``beside`` runs as long; it is told how to ask whether this is the sink, of all, to do it.
     Raises ``LedgerError`` when ClickHouse keeps failing, ``Refused`` when Kafka and ledger do not
     belong together or blocks are missing, ``CorruptRecord`` for a block that cannot be trusted.
     """
@@ -101,6 +103,7 @@ async def run_sink(
                 sink.run(stop),
                 sink.watch_topics(),
                 RegisterRecorder(settings, kafka).run(),
+                *([] if beside is None else [beside(sink.holds_first_partition)]),
                 stalled,
             )
     except KafkaError as error:

@@ -79,6 +79,29 @@ async def read_to_end(
         await consumer.stop()
 
 
+async def after_last_record(
+    client: Mapping[str, Any], tp: TopicPartition, start: int, end: int
+) -> int:
+    """The offset after the last committed record below ``end``, markers left out.
+
+    ``start`` where there is none, which should be the first offset that Kafka holds.
+    """
+    reach = 64
+    while end > start:
+        begin = max(start, end - reach)
+        last = -1
+        async for records in read_to_end(
+            client, tp.topic, [tp.partition], start={tp.partition: begin}
+        ):
+            last = max(last, *(r.offset for r in records if r.offset < end), -1)
+        if last >= 0:
+            return last + 1
+        if begin == start:
+            break
+        reach *= 16
+    return start
+
+
 async def end_offsets(
     client: Mapping[str, Any], topic: str, partitions: Iterable[int], *, committed: bool = True
 ) -> dict[int, int]:

@@ -2,5 +2,4 @@
 -- Parts that are there already are read as before, until they are merged.
 ALTER TABLE ledger_entries ADD INDEX IF NOT EXISTS event_ids event_id TYPE bloom_filter GRANULARITY 1;
 
-ALTER TABLE ledger_entries
-ADD INDEX IF NOT EXISTS correction_ids correction_id TYPE bloom_filter GRANULARITY 1;
+ALTER TABLE ledger_entries ADD INDEX IF NOT EXISTS corrected entry_no TYPE minmax GRANULARITY 1;
