@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from clickhouse_connect.driver.client import Client
 
 from pipeline.corrections.entries import (
@@ -17,7 +16,7 @@ from pipeline.corrections.entries import (
 from pipeline.ledger.client import connect, ledger_address, ledger_errors
 from pipeline.ledger.manifests import LogEpoch
 from pipeline.settings import Settings
-from pipeline.stream.reader import after_last_record, topic_partitions
+from pipeline.stream.reader import record_ends
 
 POLL_S = 0.2
 FORWARDING_ROUNDS = 2
@@ -61,25 +60,12 @@ class LedgerLookups:
         taken in.
         """
         for _ in range(FORWARDING_ROUNDS):
-            ends = await self._ends(topic)
+            ends = await record_ends(self._kafka, topic)
             while True:
                 held = await self.reached(topic)
                 if all(held.get(partition, 0) >= end for partition, end in ends.items()):
                     break
                 await asyncio.sleep(POLL_S)
-
-    async def _ends(self, topic: str) -> dict[int, int]:
-        """Behind the last record of each partition that has any."""
-        async with AIOKafkaConsumer(
-            **self._kafka, isolation_level="read_committed", enable_auto_commit=False
-        ) as consumer:
-            tps = [TopicPartition(topic, p) for p in await topic_partitions(consumer, topic)]
-            starts = await consumer.beginning_offsets(tps)
-            ends = await consumer.end_offsets(tps)
-        after = await asyncio.gather(
-            *(after_last_record(self._kafka, tp, starts[tp], ends[tp]) for tp in tps)
-        )
-        return {tp.partition: end for tp, end in zip(tps, after, strict=True) if end > starts[tp]}
 
     async def _ask(self, question: Callable[[Client], T]) -> T:
         return await asyncio.to_thread(self._guarded, question)

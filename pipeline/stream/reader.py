@@ -102,6 +102,20 @@ async def after_last_record(
     return start
 
 
+async def record_ends(client: Mapping[str, Any], topic: str) -> dict[int, int]:
+    """The offset after the last committed record now, of each partition that has any."""
+    async with AIOKafkaConsumer(
+        **client, isolation_level="read_committed", enable_auto_commit=False
+    ) as consumer:
+        tps = [TopicPartition(topic, p) for p in sorted(await topic_partitions(consumer, topic))]
+        starts = await consumer.beginning_offsets(tps)
+        ends = await consumer.end_offsets(tps)
+    after = await asyncio.gather(
+        *(after_last_record(client, tp, starts[tp], ends[tp]) for tp in tps)
+    )
+    return {tp.partition: end for tp, end in zip(tps, after, strict=True) if end > starts[tp]}
+
+
 async def end_offsets(
     client: Mapping[str, Any], topic: str, partitions: Iterable[int], *, committed: bool = True
 ) -> dict[int, int]:

@@ -137,7 +137,7 @@ class Desk(Metering):
     async def assert_audited(self) -> None:
         """The audit agrees on everything."""
         report = await run_audit(self.settings, wait_s=20)
-        assert report.agrees, report.to_json()
+        assert report.ok, report.to_json()
 
 
 def _place(record: ConsumerRecord) -> tuple[int, int]:
