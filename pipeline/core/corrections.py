@@ -66,7 +66,8 @@ class Standing(msgspec.Struct):
     """What an event amounts to after all its entries up to ``entry_no``.
 
     ``event`` has the counts as they stand; ``requests`` is 0 once it is void. ``cost_nano`` is None
-    exactly while it is unpriced.
+    exactly while it is unpriced. ``rate_id`` is the last that priced it, also where it could not
+    price what was amended since; empty where none ever did.
     """
 
     event: Event
@@ -210,7 +211,7 @@ def resolve(
                 return Rejection(
                     INCONSISTENT_TOKENS, f"counts.{whole}: less than the sum of its parts"
                 )
-        if standing.status == "unpriced":
+        if not standing.rate_id:
             return _moved(standing, event, Price(None, "", "unpriced"))
     rate_id = correction.rate_id if correction.kind == "reprice" else standing.rate_id
     price = prices.price_by(rate_id, event)
@@ -270,7 +271,7 @@ def _moved(standing: Standing, event: Event, price: Price) -> tuple[Entry, Stand
         event=event,
         entry_no=entry.entry_no,
         cost_nano=after_nano,
-        rate_id=price.rate_id,
+        rate_id=price.rate_id or standing.rate_id,
         status=price.status,
     )
     return entry, after
@@ -303,7 +304,10 @@ def added_up(first: Standing, deltas: list[Entry]) -> Standing:
         for name in AMOUNTS:
             amounts[name] += getattr(entry.event, name)
         standing = msgspec.structs.replace(
-            standing, entry_no=entry.entry_no, rate_id=entry.rate_id, status=entry.status
+            standing,
+            entry_no=entry.entry_no,
+            rate_id=entry.rate_id or standing.rate_id,
+            status=entry.status,
         )
     return msgspec.structs.replace(
         standing,

@@ -23,9 +23,12 @@ HIGHER = {
 }
 FOREIGN = {**RATE, "rate_id": "foreign", "provider": "elsewhere", "currency": "JPY"}
 WORDS = {**RATE, "rate_id": "words", "provider": "elsewhere", "per_million": {"characters": "1"}}
-HALF = {
-    name: RATE[name] for name in ("effective_from", "published_at", "backdated")
-} | {"rate_id": "half", "provider": "elsewhere", "model": "m-1", "multiplier": "0.5"}
+HALF = {name: RATE[name] for name in ("effective_from", "published_at", "backdated")} | {
+    "rate_id": "half",
+    "provider": "elsewhere",
+    "model": "m-1",
+    "multiplier": "0.5",
+}
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Corrections on real parts: each becomes one entry, and moves tables and budgets by its deltas."""
 
+import itertools
 from typing import Any
 
 from tests.corrections.desk import Desk
@@ -34,7 +35,7 @@ async def test_each_kind_becomes_one_entry_with_deltas(desk: Desk) -> None:
     rows = await desk.entries("kinds", "e1", 7)
     assert [row["entry_no"] for row in rows] == list(range(7))
     costs = [cost, 80_000, 800_000, 1_000_000, 50_000, 60_000, 120_000]
-    deltas = [costs[0], *(b - a for a, b in zip(costs, costs[1:], strict=False))]
+    deltas = [costs[0], *(b - a for a, b in itertools.pairwise(costs))]
     assert [row["cost_nano"] for row in rows] == deltas
     assert [row["input_tokens"] for row in rows] == [100, -40, 0, 0, 0, 40, 0]
     assert [row["output_tokens"] for row in rows] == [10, 0, 0, 10, 0, -10, 0]
