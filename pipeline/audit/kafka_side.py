@@ -19,11 +19,20 @@ from pipeline.audit.state_log import StateLog, StateRecord
 from pipeline.audit.tables import FATES, Table
 from pipeline.core.blocks import ROW_COLUMNS, PricedBlock, decode_block
 from pipeline.core.errors import CorruptRecord, Refused
+from pipeline.core.resolved import Resolved, decode_resolved
+from pipeline.corrections.progress import read_progress
 from pipeline.stream.epoch import Epoch
 from pipeline.stream.epoch import read_epoch as read_epoch_record
-from pipeline.stream.reader import after_last_record, end_offsets, read_to_end, topic_partitions
+from pipeline.stream.reader import (
+    after_last_record,
+    end_offsets,
+    read_to_end,
+    record_ends,
+    topic_partitions,
+)
 from pipeline.stream.rules import rules_digest
 from pipeline.stream.tables import read_tables
+from pipeline.stream.topic_identity import topic_id
 from pipeline.stream.topics import Topics
 
 _CLOSE_OFFSETS = 2_000
@@ -45,6 +54,26 @@ class Decisions:
     rules: dict[int, list[Rules]]
     digests: dict[tuple[int, int], bytes]
     rates: list[RateRecord]
+
+
+@dataclass
+class CorrectionLogs:
+    """Corrections that Kafka holds, by partition and offset, and those that are resolved.
+
+    ``starts`` are the first offsets of ``usage.corrections``; ``resolved`` holds partition, offset
+    and record; ``resolved_at`` offset and record by the place of the correction.
+    """
+
+    starts: dict[int, int] = field(default_factory=dict[int, int])
+    records: dict[tuple[int, int], LogRecord] = field(
+        default_factory=dict[tuple[int, int], LogRecord]
+    )
+    resolved: list[tuple[int, int, Resolved]] = field(
+        default_factory=list[tuple[int, int, Resolved]]
+    )
+    resolved_at: dict[tuple[int, int], tuple[int, Resolved]] = field(
+        default_factory=dict[tuple[int, int], tuple[int, Resolved]]
+    )
 
 
 class KafkaSide:
@@ -163,6 +192,7 @@ class KafkaSide:
             position.epoch,
             position.flush,
             position.rules_digest,
+            position.resolved_offset,
         )
 
     async def read_states(self, logs: Mapping[int, StateLog]) -> None:
@@ -174,11 +204,20 @@ class KafkaSide:
 
     async def refusals(self, since_ms: int) -> AsyncIterator[Refusal]:
         """Every record of ``usage.rejected`` that came from ``usage.events`` after ``since_ms``."""
+        async for refusal in self._refusals_of(self.topics.events, since_ms):
+            yield refusal
+
+    async def correction_refusals(self) -> AsyncIterator[Refusal]:
+        """Every record of ``usage.rejected`` that came from ``usage.corrections``."""
+        async for refusal in self._refusals_of(self.topics.corrections, 0):
+            yield refusal
+
+    async def _refusals_of(self, topic: str, since_ms: int) -> AsyncIterator[Refusal]:
         async for record in self._records(self.topics.rejected):
             named = {
                 name: (content or b"").decode(errors="replace") for name, content in record.headers
             }
-            if named.get("source-topic") != self.topics.events or record.timestamp < since_ms:
+            if named.get("source-topic") != topic or record.timestamp < since_ms:
                 continue
             try:
                 place = int(named["source-partition"]), int(named["source-offset"])
@@ -200,6 +239,44 @@ class KafkaSide:
                 block = decode_block(record.value or b"")
                 if block.epoch == epoch and block.topic == self.topics.events:
                     yield record.offset, _block(block)
+
+    async def correction_blocks(self, epoch: int) -> AsyncIterator[Block]:
+        """The blocks of corrections of this epoch that Kafka still holds."""
+        async for record in self._records(self.topics.priced):
+            block = decode_block(record.value or b"")
+            if block.epoch == epoch and block.topic == self.topics.resolved:
+                yield _block(block)
+
+    async def correction_logs(self) -> CorrectionLogs:
+        """Corrections as they were sent, and what the resolver made of them."""
+        found = CorrectionLogs()
+        async with AIOKafkaConsumer(**self._client) as consumer:
+            topic = self.topics.corrections
+            tps = [TopicPartition(topic, p) for p in await topic_partitions(consumer, topic)]
+            starts = await consumer.beginning_offsets(tps)
+        found.starts = {tp.partition: offset for tp, offset in starts.items()}
+        async for record in self._records(topic):
+            found.records[record.partition, record.offset] = _log_record(record)
+        async for record in self._records(self.topics.resolved):
+            resolved = decode_resolved(record.value)
+            found.resolved.append((record.partition, record.offset, resolved))
+            found.resolved_at[resolved.place] = (record.offset, resolved)
+        return found
+
+    async def correction_ends(self) -> dict[int, int]:
+        """Behind the last record of each partition of ``usage.corrections`` that has any."""
+        return await record_ends(self._client, self.topics.corrections)
+
+    async def resolved_ends(self) -> dict[int, int]:
+        """The same of ``tallyport.resolved``."""
+        return await record_ends(self._client, self.topics.resolved)
+
+    async def resolver_progress(self) -> dict[int, int]:
+        """Up to where each partition of ``usage.corrections`` is resolved."""
+        topic = self.topics.corrections
+        corrections_id = str(await topic_id(self._client, topic))
+        progress = await read_progress(self._client, self.topics, corrections_id)
+        return dict(progress.next_offsets)
 
     async def priced_starts(self, partitions: Sequence[int]) -> dict[int, int]:
         """The first offset of each partition of ``usage.priced`` that Kafka still holds."""

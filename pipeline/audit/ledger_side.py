@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from clickhouse_connect.driver.client import Client
 
@@ -57,14 +57,29 @@ SELECT source_topic, source_partition, source_offset, toFixedString(concat(
     substring(SHA256({_EVENT_TEXT}), 1, {EVENT_BYTES}),
     substring(SHA256({_PRICE_TEXT}), 1, {PRICE_BYTES})), {EVENT_BYTES + PRICE_BYTES})
 FROM ledger_entries FINAL
-WHERE epoch = {{epoch:UInt32}}
+WHERE epoch = {{epoch:UInt32}} AND entry_no = 0
 """
+_CORRECTED = f"""
+SELECT {", ".join(_EXPRESSIONS.get(name, name) for name in COLUMNS)},
+    toInt32(toDate(occurred_at)) AS day, epoch, source_topic, source_partition, source_offset
+FROM ledger_entries FINAL
+WHERE (toDate(occurred_at), port_id, event_id) IN (
+    SELECT toDate(occurred_at), port_id, event_id FROM ledger_entries WHERE entry_no > 0)
+ORDER BY day, port_id, event_id, entry_no
+"""
+_FIRST_RECORDED = """
+SELECT port_id, event_id, toUnixTimestamp64Milli(min(recorded_at)) FROM ledger_entries
+WHERE entry_no = 0 AND (port_id, event_id) IN {keys:Array(Tuple(String, String))}
+GROUP BY port_id, event_id
+"""
+_KEYS_OF_A_QUERY = 50
 _ROWS = f"""
 SELECT source_topic, source_partition, source_offset,
     {", ".join(_EXPRESSIONS.get(name, name) for name in COLUMNS)}
 FROM ledger_entries FINAL
 WHERE epoch = {{epoch:UInt32}} AND source_topic = {{topic:String}}
 AND source_partition = {{partition:UInt32}} AND source_offset IN {{offsets:Array(Int64)}}
+AND entry_no = 0
 ORDER BY source_offset, event_id
 """
 _MANIFESTS = """
@@ -154,6 +169,22 @@ LIMIT {DAILY_LIMIT}
 _DAILY_COUNT = "SELECT count() FROM usage_daily WHERE date >= {first:Date}"
 
 
+class EntryRow(NamedTuple):
+    """An entry by the names of ``COLUMNS``, its day since 1970, and where it says it came from."""
+
+    row: dict[str, Any]
+    day: int
+    epoch: int
+    topic: str
+    partition: int
+    offset: int
+
+    @property
+    def event(self) -> tuple[int, str, str]:
+        """Day, port and event id: what its entries share."""
+        return self.day, self.row["port_id"], self.row["event_id"]
+
+
 class LedgerSide:
     """One deployment's ledger as of one epoch of its log, read only. Its methods block."""
 
@@ -162,18 +193,36 @@ class LedgerSide:
         self._topic = topic
         self._epoch = epoch
 
-    def reached(self) -> dict[int, int]:
-        """By partition: the highest offset that a manifest vouches for."""
-        rows = self._client.query(_REACHED, parameters=self._here).result_rows
+    def reached(self, topic: str | None = None) -> dict[int, int]:
+        """By partition of ``topic``, the events': the highest offset a manifest vouches for."""
+        rows = self._client.query(_REACHED, parameters=self._of(topic)).result_rows
         return {int(partition): int(offset) for partition, offset in rows}
 
-    def manifests(self) -> Iterator[Manifest]:
+    def manifests(self, topic: str | None = None) -> Iterator[Manifest]:
         """The runs of offsets that the ledger says it holds, by partition and first offset."""
-        for row in self._stream(_MANIFESTS, self._here):
+        for row in self._stream(_MANIFESTS, self._of(topic)):
             yield Manifest(*(int(value) for value in row))
 
+    def corrected_entries(self) -> Iterator[EntryRow]:
+        """All entries of every event that has been corrected, one event after the other."""
+        for row in self._stream(_CORRECTED, {}):
+            *values, day, epoch, topic, partition, offset = row
+            named: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
+            named["tags"] = dict(named["tags"])
+            yield EntryRow(named, int(day), int(epoch), topic, int(partition), int(offset))
+
+    def first_recorded(self, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        """When events (port, id) that are there first reached Kafka, in ms."""
+        found: dict[tuple[str, str], int] = {}
+        wanted = sorted(keys)
+        for start in range(0, len(wanted), _KEYS_OF_A_QUERY):
+            parameters = {"keys": wanted[start : start + _KEYS_OF_A_QUERY]}
+            rows = self._client.query(_FIRST_RECORDED, parameters=parameters).result_rows
+            found |= {(port_id, event_id): int(at_ms) for port_id, event_id, at_ms in rows}
+        return found
+
     def row_digests(self) -> Iterator[RowDigest]:
-        """Every row of this epoch, in no order."""
+        """The first entry of every event of this epoch, in no order."""
         for topic, partition, offset, digest in self._stream(_DIGESTS, self._here):
             yield RowDigest(topic, partition, offset, digest)
 
@@ -253,7 +302,10 @@ class LedgerSide:
 
     @property
     def _here(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "topic": self._topic}
+        return self._of(None)
+
+    def _of(self, topic: str | None) -> dict[str, Any]:
+        return {"epoch": self._epoch, "topic": topic or self._topic}
 
     def _scope_sums(self, where: str, parameters: Mapping[str, Any]) -> Cells:
         statement = _SCOPE_SUMS.replace("{where}", where).replace("{{", "{").replace("}}", "}")

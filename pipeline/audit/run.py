@@ -13,6 +13,7 @@ import asyncio
 from contextlib import closing
 from time import monotonic
 
+from pipeline.audit.corrections import CorrectionAudit
 from pipeline.audit.counting import Counting, Offsets, Progress
 from pipeline.audit.destinations import Destinations
 from pipeline.audit.differences import Findings, Kind
@@ -20,6 +21,7 @@ from pipeline.audit.kafka_side import KafkaSide
 from pipeline.audit.ledger_side import LedgerSide, pseudonym_key
 from pipeline.audit.recount.cells import Cells, sum_cells
 from pipeline.audit.recount.policies import budgets_in_force
+from pipeline.audit.recount.prices import RateHistory
 from pipeline.audit.recount.pseudonyms import Pseudonyms
 from pipeline.audit.report import AuditReport, report_of
 from pipeline.audit.state_log import Heartbeat, StateLog
@@ -95,6 +97,7 @@ class Audit:
             self._kafka, self._epoch, self._decisions, positions, self._pseudonyms, self._progress
         )
         self._recount = self._counting.recount
+        self._corrections = self._correction_audit()
         older = await asyncio.to_thread(self._counting.remember_older, self._ledger)
         await self._counting.count(positions.next_offsets, self._logs)
         # Read before the tables: what a heartbeat claims must lie below their positions.
@@ -104,6 +107,7 @@ class Audit:
             self._kafka, self._ledger, self._epoch, self._counting, self._findings, self._wait_s
         )
         await destinations.compare(self._cuts, oldest_day)
+        await self._corrections.compare(self._findings)
         await self._compare_states()
         self._compare_something()
         self._findings.notes += _note_of_older(self._epoch, older)
@@ -120,6 +124,23 @@ class Audit:
         }
         seconds = monotonic() - started_s
         return report_of(self._findings, self._recount, self._epoch, self._cuts, ranges, seconds)
+
+    def _correction_audit(self) -> CorrectionAudit:
+        rules = [one for records in self._decisions.rules.values() for one in records]
+        # All of a deployment's are the same but while a setting is being changed.
+        lead_s = rules[-1].price_lead_s if rules else 0
+        currency = rules[-1].currency if rules else ""
+        history = RateHistory(self._decisions.rates)
+        return CorrectionAudit(
+            self._kafka,
+            self._ledger,
+            self._epoch.epoch,
+            self._epoch.partitions,
+            lambda next_offset: history.version(next_offset, currency, lead_s),
+            currency,
+            builtin_book().digest,
+            self._wait_s,
+        )
 
     # -- waiting and counting ----------------------------------------------------------------------
 
@@ -165,7 +186,8 @@ class Audit:
                     self._ledger.opening_of_older, len(self._partitions), table.oldest_day
                 )
             opening = await self._opening(partition, table, older.get(partition, {}))
-            self._compare_table(table, opening, forgotten)
+            corrected = await self._corrections.cells(partition, table.resolved_offset)
+            self._compare_table(table, opening.with_cells(corrected), forgotten)
             self._openings[partition] = opening
             if table.next_offset > ends[partition]:
                 self._findings.add(
@@ -220,6 +242,7 @@ class Audit:
             await self._counting.to_present()
             budgets = budgets_in_force(*await self._kafka.policies())
             openings = [opening.cells for opening in self._openings.values()]
+            openings += await self._corrections.all_cells()
             sums = ScopeSums(self._recount, openings, budgets)
             money = not any(count.unverifiable for count in self._recount.counts.values())
             tried = Findings()

@@ -18,7 +18,7 @@ class Table:
     """A source partition's table as it was read.
 
     ``counts`` are by the names of ``FATES``, since the log's epoch began. ``rules_digest`` stands
-    for what decided its last record.
+    for what decided its last record, ``resolved_offset`` for the corrections it has taken.
     """
 
     partition: int
@@ -29,6 +29,7 @@ class Table:
     epoch: int = 0
     flush: int = 0
     rules_digest: bytes = b""
+    resolved_offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Opening:
     cells: Cells = field(default_factory=dict[tuple[str, int], Totals])
     accepted: int = 0
     unpriced: int = 0
+
+    def with_cells(self, cells: Cells) -> "Opening":
+        """The same, and ``cells`` besides."""
+        return Opening(sum_cells([self.cells, cells]), self.accepted, self.unpriced)
 
 
 class ForgottenCells:

@@ -60,6 +60,11 @@ class Resolved(msgspec.Struct, array_like=True, gc=False):
         return self.row[len(EVENT_COLUMNS) + 1]
 
     @property
+    def place(self) -> tuple[int, int]:
+        """Partition and offset of the correction on ``usage.corrections``."""
+        return self.mark[6], self.row[len(EVENT_COLUMNS)]
+
+    @property
     def correction_id(self) -> str:
         """The correction's own id."""
         return self.mark[3]

@@ -73,6 +73,7 @@ class Prices:
         edges = {r.effective_us for r in rates} | set(book.by_length_edges_us())
         self._edges_us = sorted(edges)
         self._rulings: dict[tuple[object, ...], _Ruling] = {}
+        self._named = {r.rate_id: r for r in rates}
 
     def price(self, event: Reading) -> Priced:
         """The exact price of ``event``."""
@@ -97,6 +98,72 @@ class Prices:
                 self._rulings.clear()
             ruling = self._rulings[key] = self._rule(event, listed)
         return ruling.price(event)
+
+    def named(self, rate_id: str, event: Reading) -> Priced | str:
+        """The price by one rate, whenever it applies; or the reason there is none."""
+        flags = {"self-hosted": event.self_hosted, "cache-hit": event.cache_hit}
+        if rate_id in flags:
+            return Priced(0, "free", rate_id) if flags[rate_id] else "unknown-rate"
+        ruling = self._ruling_named(rate_id, event)
+        if isinstance(ruling, _Ruling):
+            for flag, is_set in flags.items():
+                if is_set:
+                    return Priced(0, "free", flag)
+            return ruling.price(event)
+        return ruling
+
+    def _ruling_named(self, rate_id: str, event: Reading) -> _Ruling | str:
+        name, star, modifier = rate_id.partition("*")
+        factor = Fraction(1)
+        if star:
+            multiplier = self._named.get(modifier)
+            if multiplier is None or multiplier.factor is None or multiplier.fx:
+                return "unknown-rate"
+            factor = multiplier.factor
+        rate = self._named.get(name)
+        if rate is not None and rate.prices:
+            exchange = self._exchange(rate.currency or self._currency, event)
+            if exchange is None:
+                return "wrong-currency"
+            charged = tariff_of(dict(rate.prices), book.CHARGED, factor * exchange)
+            return _Ruling(rate_id, charged, estimated=rate.is_last_resort)
+        return self._book_named(name, rate_id.removeprefix(name), factor, event)
+
+    def _book_named(
+        self, name: str, suffix: str, factor: Fraction, event: Reading
+    ) -> _Ruling | str:
+        if book.is_free_provider(event.provider):
+            is_it = name == f"book:{event.provider}"
+            return _Ruling(name, free=True, by_book=True) if is_it else "unknown-rate"
+        without_tokens = event._replace(counts=dict.fromkeys(event.counts, 0))
+        length = book.by_length(without_tokens)
+        listed = book.listing(event.provider, event.model, event.texts["service_tier"])
+        names = [length.rate_id] if length is not None else []
+        names += [listed.rate_id(event.occurred_at_us)] if listed is not None else []
+        if name not in names:
+            return "unknown-rate"
+        exchange = self._exchange(BOOK_CURRENCY, event)
+        if exchange is None:
+            return "wrong-currency"
+        if length is not None and book.by_length(event) is not None:
+            prices = {length.counter: length.price}
+            charged = tariff_of(prices, book.CHARGED, factor * exchange)
+            return _Ruling(length.rate_id + suffix, charged, by_book=True)
+        if listed is None:
+            return "unknown-rate"
+        return _Ruling(
+            listed.rate_id(event.occurred_at_us) + suffix,
+            _book_tariff(listed, event, factor * exchange),
+            listed,
+            factor * exchange,
+            by_book=True,
+        )
+
+    def _exchange(self, currency: str, event: Reading) -> Fraction | None:
+        if currency == self._currency:
+            return Fraction(1)
+        rate = self._best([r for r in self._fx if r.fx == currency], event)
+        return None if rate is None else rate.factor
 
     def _rule(self, event: Reading, listed: book.Listing | None) -> _Ruling:
         rate = self._best(self._set, event)
