@@ -29,9 +29,11 @@ LOG = {"pipeline.stream.topics", "pipeline.stream.topic_identity", "pipeline.str
 FORBIDDEN = {
     "pipeline.core": {"pipeline", "producers"},
     "pipeline.stream": {"pipeline.ledger", "pipeline.web", "pipeline.ops", "pipeline.cli",
-                        "pipeline.audit", "pipeline.wiring", "producers"},
+                        "pipeline.audit", "pipeline.corrections", "pipeline.wiring", "producers"},
     "pipeline.ledger": {"pipeline.stream", "pipeline.web", "pipeline.ops", "pipeline.cli",
-                        "pipeline.audit", "pipeline.wiring", "producers"},
+                        "pipeline.audit", "pipeline.corrections", "pipeline.wiring", "producers"},
+    "pipeline.corrections": {"pipeline.web", "pipeline.ops", "pipeline.cli", "pipeline.audit",
+                             "pipeline.wiring", "producers"},
     "pipeline.web": {"pipeline.ops", "pipeline.cli", "pipeline.audit", "pipeline.wiring"},
     "pipeline.audit": {"pipeline.web", "pipeline.ops", "pipeline.cli", "pipeline.wiring"},
     "pipeline.reports": {"pipeline.stream", "pipeline.web", "pipeline.ops", "pipeline.cli",

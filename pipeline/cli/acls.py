@@ -19,9 +19,12 @@ class Acl(NamedTuple):
 _READS = {
     "worker": (
         "events", "policies", "rates", "partials", "totals", "ids", "rules", "registry", "owners",
-        "epoch", "state",
+        "epoch", "state", "resolved",
     ),
-    "sink": ("priced", "epoch", "policies", "registry", "rates"),
+    "sink": (
+        "priced", "epoch", "policies", "registry", "rates", "events", "corrections", "resolved",
+        "resolver",
+    ),
     "api": (
         "events", "priced", "state", "policies", "registry", "rates", "id_names", "changes",
         "rejected", "notices",
@@ -33,13 +36,19 @@ _READS = {
         "events", "priced", "policies", "rates", "totals", "ids", "owners", "epoch",
     ),
     "replay-rejected": ("rejected", "replays", "events"),
-    "audit": ("events", "rates", "rules", "epoch", "totals", "state", "policies", "registry"),
+    "audit": (
+        "events", "rates", "rules", "epoch", "totals", "state", "policies", "registry", "priced",
+        "rejected", "corrections", "resolved", "resolver",
+    ),
+    "void, amend, reprice": ("rates", "epoch", "resolved", "resolver", "rejected", "corrections"),
 }  # fmt: skip
 _WRITES = {
     "worker": (
         "events", "rejected", "priced", "partials", "totals", "ids", "rules", "registry", "owners",
         "epoch", "state",
     ),
+    "sink": ("resolved", "resolver", "rejected"),
+    "void, amend, reprice": ("corrections",),
     "api": ("events", "policies", "rates", "id_names", "changes", "notices"),
     "budgets": ("policies", "changes"),
     "prices": ("rates", "changes"),
@@ -64,6 +73,7 @@ def acls(topics: Topics) -> list[Acl]:
             Acl(part, "Write", "TransactionalId", topics.change_transactional_id)
             for part in ("api", "budgets", "prices", "rebuild")
         ),
+        Acl("sink", "Write", "TransactionalId", topics.resolver_transactional_id),
         Acl("rebuild", "Write", "TransactionalId", topics.restore_transactional_id),
         Acl("replay-rejected", "Write", "TransactionalId", topics.replay_transactional_id),
         Acl("rebuild", "Write", "TransactionalId", topics.transactional_id_prefix, "prefixed"),

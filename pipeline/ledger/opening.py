@@ -73,8 +73,8 @@ WHERE epoch < {{before_epoch:UInt32}} AND toDate(occurred_at) >= toDate({{oldest
 """
 # No FINAL: an id that is given twice is remembered once.
 _IDS = """
-SELECT port_id, event_id, toUnixTimestamp64Milli(recorded_at) FROM ledger_entries
-WHERE epoch < {before_epoch:UInt32} AND entry_no = 0
+SELECT port_id, event_id, correction_id, toUnixTimestamp64Milli(recorded_at) FROM ledger_entries
+WHERE epoch < {before_epoch:UInt32}
 AND recorded_at >= fromUnixTimestamp64Milli({from_ms:Int64}, 'UTC')
 AND recorded_at < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
 """
@@ -138,11 +138,11 @@ def control_sums(client: Client, before_epoch: int, oldest_day: int) -> dict[str
 
 def accepted_ids(
     client: Client, before_epoch: int, from_ms: int, until_ms: int
-) -> Generator[Sequence[tuple[str, str, int]]]:
-    """(port_id, event_id, Kafka timestamp in ms) of accepted events, in batches.
+) -> Generator[Sequence[tuple[str, str, str, int]]]:
+    """(port_id, event_id, correction_id, Kafka timestamp in ms) of what was accepted, in batches.
 
-    Of events whose timestamp lies in ``from_ms`` ≤ t < ``until_ms``, day after day; within a day
-    in no order. The same id may come more than once.
+    An event has an empty correction_id. All have a timestamp of ``from_ms`` ≤ t < ``until_ms`` and
+    come day after day; within a day in no order. The same id may come more than once.
     """
     for start_ms in range(from_ms, until_ms, DAY_MS):
         parameters = {

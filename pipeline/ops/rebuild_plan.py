@@ -118,6 +118,8 @@ async def make_plan(
     older = [log for log in logs if log.epoch in written]
     kept = _logs_of(older, topics.events, remains.topic_ids)
     held_ends = _ends(covered, topics.events, kept)
+    kept_resolved = _logs_of_resolved(older, topics, remains.topic_ids, kept)
+    resolved_ends = _ends(covered, topics.resolved, kept_resolved)
     if not resumed:
         epoch = msgspec.structs.replace(epoch, starts=_starts(held_ends, remains.events))
     unread_ms = await first_timestamps_ms(client, topics.events, epoch.starts, remains.events)
@@ -133,21 +135,35 @@ async def make_plan(
         epoch=epoch,
         resumed=resumed,
         extent=size,
-        positions={
-            p: Position(
-                epoch=epoch.epoch,
-                next_offset=epoch.starts.get(p, 0),
-                watermark_ms=marks_ms[p],
-                oldest_day=oldest_day,
-            )
-            for p in range(epoch.partitions)
-        },
+        positions=_positions(epoch, marks_ms, oldest_day, resolved_ends),
         oldest_day=oldest_day,
         ids_from_ms=max(ids_from_ms, size.oldest_ms),
-        held=_held(covered, {topics.events: kept}, epoch.starts),
+        held=_held(
+            covered,
+            {topics.events: kept, topics.resolved: kept_resolved},
+            {topics.events: epoch.starts, topics.resolved: resolved_ends},
+        ),
         policies=registers[0],
         rates=registers[1],
     )
+
+
+def _positions(
+    epoch: Epoch,
+    marks_ms: Mapping[int, int],
+    oldest_day: int,
+    resolved_ends: Mapping[int, int],
+) -> dict[int, Position]:
+    return {
+        p: Position(
+            epoch=epoch.epoch,
+            next_offset=epoch.starts.get(p, 0),
+            watermark_ms=marks_ms[p],
+            oldest_day=oldest_day,
+            resolved_offset=resolved_ends.get(p, 0),
+        )
+        for p in range(epoch.partitions)
+    }
 
 
 def _next_epoch(settings: Settings, logs: list[LogEpoch], remains: Remains) -> Epoch:
@@ -177,6 +193,18 @@ def _logs_of(logs: list[LogEpoch], topic: str, topic_ids: Mapping[str, str]) -> 
     return [log.epoch for log in logs if now is not None and dict(log.topic_ids).get(topic) == now]
 
 
+def _logs_of_resolved(
+    logs: list[LogEpoch], topics: Topics, topic_ids: Mapping[str, str], kept: list[int]
+) -> list[int]:
+    """The epochs whose resolved corrections are on the topic that Kafka has now.
+
+    A log that was begun before there were corrections does not name it; it is that of its events.
+    """
+    named = _logs_of(logs, topics.resolved, topic_ids)
+    unnamed = [log.epoch for log in logs if topics.resolved not in dict(log.topic_ids)]
+    return [*named, *(epoch for epoch in unnamed if epoch in kept)]
+
+
 def _ends(covered: list[Coverage], topic: str, epochs: list[int]) -> dict[int, int]:
     ends: dict[int, int] = {}
     for one in covered:
@@ -200,7 +228,9 @@ def _oldest_day(settings: Settings, newest_ms: int) -> int:
 
 
 def _held(
-    covered: list[Coverage], kept: Mapping[str, list[int]], starts: Mapping[int, int]
+    covered: list[Coverage],
+    kept: Mapping[str, list[int]],
+    starts: Mapping[str, Mapping[int, int]],
 ) -> list[Held]:
     """How far the ledger holds the newest log, and where each partition goes on if it does."""
     last = max((one.epoch for one in covered), default=0)
@@ -209,7 +239,9 @@ def _held(
             one.topic,
             one.partition,
             one.next_offset,
-            starts.get(one.partition, 0) if last in kept.get(one.topic, ()) else None,
+            starts.get(one.topic, {}).get(one.partition, 0)
+            if last in kept.get(one.topic, ())
+            else None,
         )
         for one in covered
         if one.epoch == last

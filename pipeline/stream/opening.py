@@ -12,7 +12,7 @@ from typing import Any, Self
 import msgspec
 from aiokafka import AIOKafkaProducer
 
-from pipeline.core.dedupe import ENTRY_BYTES, encode_ids, event_key
+from pipeline.core.dedupe import ENTRY_BYTES, correction_key, encode_ids, event_key
 from pipeline.core.errors import CorruptRecord
 from pipeline.core.home import home_partition
 from pipeline.core.partials import CellValue
@@ -37,8 +37,8 @@ COMMIT_BYTES = 8 * 1024 * 1024
 TRANSACTION_TIMEOUT_MS = 60_000
 SEGMENT_IDS = SEGMENT_BYTES // ENTRY_BYTES
 
-AcceptedId = tuple[str, str, int]
-"""port_id, event_id, Kafka timestamp in ms."""
+AcceptedId = tuple[str, str, str, int]
+"""port_id, event_id, correction_id (empty: it is the event's), Kafka timestamp in ms."""
 RateRecord = tuple[int, int, int, bytes, bytes]
 """epoch, offset and Kafka timestamp (ms) of its first place, key, value."""
 
@@ -108,9 +108,12 @@ class OpeningWriter:
             keys[home], times_ms[home] = [], []
 
         async for batch in batches:
-            for port_id, event_id, timestamp_ms in batch:
+            for port_id, event_id, correction_id, timestamp_ms in batch:
                 home = home_partition(port_id, self._partitions)
-                keys[home].append(event_key(port_id, event_id))
+                if correction_id:
+                    keys[home].append(correction_key(port_id, correction_id))
+                else:
+                    keys[home].append(event_key(port_id, event_id))
                 times_ms[home].append(timestamp_ms)
                 if len(keys[home]) >= SEGMENT_IDS:
                     await write_segment(home)

@@ -55,7 +55,13 @@ def filled(client: Client) -> Client:
     later = [row(event_id="e3", user_id="u", **one, **priced, **tokens)]
     for entries in (block(rows, 0, 3), block(later, 0, 1, epoch=2)):
         client.insert_arrow("ledger_entries", entries_table([entries], "USD"))
-    void = {"entry_no": "1", "requests": "-1", "cost_nano": f"-{HUGE}", "total_tokens": "-10"}
+    void = {
+        "entry_no": "1",
+        "correction_id": "'c1'",
+        "requests": "-1",
+        "cost_nano": f"-{HUGE}",
+        "total_tokens": "-10",
+    }
     columns = ", ".join(void.get(column, column) for column in LEDGER_COLUMNS)
     client.command(
         f"INSERT INTO ledger_entries ({', '.join(LEDGER_COLUMNS)}) "
@@ -104,16 +110,17 @@ def test_extent_coverage_and_watermarks_of_older_logs(filled: Client) -> None:
     assert watermarks_ms(filled, "usage.events", [7]) == {}
 
 
-def test_ids_are_those_of_accepted_events_within_the_time(filled: Client) -> None:
-    def ids(epoch: int, from_ms: int, until_ms: int) -> list[tuple[str, str, int]]:
+def test_ids_are_those_of_what_was_accepted_within_the_time(filled: Client) -> None:
+    def ids(epoch: int, from_ms: int, until_ms: int) -> list[tuple[str, str, str, int]]:
         batches = accepted_ids(filled, epoch, from_ms, until_ms)
         return sorted(tuple(one) for batch in batches for one in batch)  # type: ignore[misc]
 
-    expected = [("a|b", f"e{n}", NOON_MS) for n in range(3)]
+    expected = [("a|b", f"e{n}", "", NOON_MS) for n in range(3)]
+    expected.append(("a|b", "e2", "c1", NOON_MS))
     assert ids(2, NOON_MS - 3 * DAY_MS, NOON_MS + 1) == expected
     assert ids(2, NOON_MS - 3 * DAY_MS, NOON_MS) == []
     assert ids(2, NOON_MS + 1, NOON_MS + DAY_MS) == []
-    assert len(ids(3, NOON_MS, NOON_MS + 1)) == 4
+    assert len(ids(3, NOON_MS, NOON_MS + 1)) == 5
 
 
 def test_registers_give_back_the_bytes_in_their_first_order(client: Client) -> None:
