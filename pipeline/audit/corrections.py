@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.audit.differences import Findings, Kind
 from pipeline.audit.fates import Refusal
@@ -41,13 +41,6 @@ Place = tuple[int, int]
 """partition and offset on ``usage.corrections``."""
 
 
-class Version(NamedTuple):
-    """By what a correction was priced."""
-
-    rates_next_offset: int
-    book: str
-
-
 @dataclass
 class Snapshot:
     """What was found at one moment. ``entries`` are those of this epoch, by home partition.
@@ -74,14 +67,13 @@ class CorrectionAudit:
         ledger: LedgerSide,
         epoch: int,
         partitions: int,
-        prices: Callable[[int], Prices],
-        currency: str,
+        prices: Callable[[int, str, int], Prices],
         book: str,
         wait_s: float,
     ) -> None:
         self._kafka, self._ledger, self._epoch = kafka, ledger, epoch
         self._partitions = partitions
-        self._prices, self._currency, self._book = prices, currency, book
+        self._prices, self._book = prices, book
         self._wait_s = wait_s
         self._logs = CorrectionLogs()
         self._snapshot: Snapshot | None = None
@@ -222,14 +214,13 @@ class CorrectionAudit:
         except Unreadable as unreadable:
             self._add(snapshot, Kind.ROW_UNEXPECTED, one, unreadable.reason, "an entry")
             return None
-        version = Version(resolved.rates_next_offset, resolved.book)
-        made = chain.next_row(
-            correction, record.timestamp_ms, self._prices(version.rates_next_offset), self._currency
-        )
+        currency = resolved.currency
+        prices = self._prices(resolved.rates_next_offset, currency, resolved.price_lead_s)
+        made = chain.next_row(correction, record.timestamp_ms, prices, currency)
         if isinstance(made, str):
             self._add(snapshot, Kind.ROW_UNEXPECTED, one, made, "an entry")
             return None
-        if version.book != self._book:
+        if resolved.book != self._book:
             snapshot.findings.notes.append("a correction was priced by a book of another release")
             self._compare_values(snapshot, one, made, (*EVENT_TEXTS, *EVENT_NUMBERS))
             return None

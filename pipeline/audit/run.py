@@ -126,18 +126,13 @@ class Audit:
         return report_of(self._findings, self._recount, self._epoch, self._cuts, ranges, seconds)
 
     def _correction_audit(self) -> CorrectionAudit:
-        rules = [one for records in self._decisions.rules.values() for one in records]
-        # All of a deployment's are the same but while a setting is being changed.
-        lead_s = rules[-1].price_lead_s if rules else 0
-        currency = rules[-1].currency if rules else ""
         history = RateHistory(self._decisions.rates)
         return CorrectionAudit(
             self._kafka,
             self._ledger,
             self._epoch.epoch,
             self._epoch.partitions,
-            lambda next_offset: history.version(next_offset, currency, lead_s),
-            currency,
+            history.version,
             builtin_book().digest,
             self._wait_s,
         )

@@ -21,14 +21,16 @@ class Resolved(msgspec.Struct, array_like=True, gc=False):
     """One resolved correction, as a row of the ledger.
 
     ``row`` has the values of ``ROW_COLUMNS``, its amounts deltas, ``source_offset`` and
-    ``recorded_at_ms`` those of the correction. ``rates_next_offset`` and ``book`` say by which
-    price version it was priced.
+    ``recorded_at_ms`` those of the correction. ``rates_next_offset``, ``book``, ``currency`` and
+    ``price_lead_s`` are what decided: the price version, and the settings it depends on.
     """
 
     version: int
     number: int
     rates_next_offset: int
     book: str
+    currency: str
+    price_lead_s: int
     row: tuple  # type: ignore[type-arg]
     mark: Mark
 
@@ -79,9 +81,12 @@ def resolved_of(
     entry: Entry,
     place: tuple[str, int, int, int],
     number: int,
-    prices: tuple[int, str],
+    decided: tuple[int, str, str, int],
 ) -> Resolved:
-    """The record. ``place`` is topic, partition, offset and Kafka timestamp of the correction."""
+    """The record. ``place`` is topic, partition, offset and Kafka timestamp of the correction.
+
+    ``decided`` are ``rates_next_offset``, ``book``, ``currency`` and ``price_lead_s``.
+    """
     topic, partition, offset, timestamp_ms = place
     row: tuple[Any, ...] = (
         *msgspec.structs.astuple(entry.event),
@@ -101,7 +106,7 @@ def resolved_of(
         topic,
         partition,
     )
-    return Resolved(RESOLVED_VERSION, number, *prices, row, mark)
+    return Resolved(RESOLVED_VERSION, number, *decided, row, mark)
 
 
 def encode_resolved(resolved: Resolved) -> bytes:

@@ -146,6 +146,7 @@ class _Tenure:
         self._kafka = kafka
         self._topics = topics
         self._partitions = settings.partition_count
+        self._price_lead_s = settings.price_lead_s
         self._producer = producer
         self._rates = rates
         self._ledger = ledger
@@ -254,13 +255,14 @@ class _Tenure:
     def _entries(
         self, verdicts: Verdicts, progress: Progress, outbox: Outbox
     ) -> dict[int, list[Resolved]]:
-        prices = self._rates.version.key
+        prices = self._rates.version
+        decided = (*prices.key, prices.currency, self._price_lead_s)
         resolved: dict[int, list[Resolved]] = defaultdict(list)
         for record, correction, entry in verdicts.accepted:
             home = home_partition(correction.port_id, self._partitions)
             number = progress.numbers[home] = progress.numbers.get(home, 0) + 1
             place = (self._topics.corrections, record.partition, record.offset, record.timestamp)
-            one = resolved_of(correction, entry, place, number, prices)
+            one = resolved_of(correction, entry, place, number, decided)
             resolved[home].append(one)
             key = correction.port_id.encode()
             outbox.add(self._topics.resolved, home, Record(key, encode_resolved(one)))

@@ -86,6 +86,8 @@ class Flow:
     async def stop(self) -> None:
         """Releases every partition and closes all connections."""
         await self.release()
+        if self._correcting is not None:
+            await asyncio.wait([self._correcting], timeout=RELEASE_TIMEOUT_S)
         for timer in self._timers:
             timer.cancel()
         await asyncio.gather(*self._timers, return_exceptions=True)
@@ -131,7 +133,8 @@ class Flow:
     async def release(self) -> None:
         """Finishes the flush that has begun and lets every partition go."""
         self.assigned.clear()
-        await self._end_corrections()
+        if self._correcting is not None:
+            self._correcting.cancel()  # its inboxes are let go; it closes its connection by itself
         flushing, self._flushing = self._flushing, None
         self.flush_loop = None
         for stage in (*self.prices.values(), *self.merges.values()):
@@ -164,12 +167,6 @@ class Flow:
             return None
         reading = read_resolved(self._context.client, self._context.topics.resolved, inboxes)
         return self._spawn(reading, "corrections")
-
-    async def _end_corrections(self) -> None:
-        correcting, self._correcting = self._correcting, None
-        if correcting is not None:
-            correcting.cancel()
-            await asyncio.wait([correcting], timeout=RELEASE_TIMEOUT_S)
 
     def _on_policy(self, changed: Policy | str) -> None:
         for merge in self.merges.values():

@@ -201,6 +201,8 @@ class FlushLoop:
         for batch in written:
             if batch.timestamp_type == LOG_APPEND_TIME and batch.timestamp is not None:
                 self._context.clock.observe(batch.timestamp)
+        if any(flush.corrected.rows for _, flush in gathered.flushes):
+            point("corrections-committed")
         for stage, flush in gathered.flushes:
             stage.committed(flush)
         metrics.FLUSH_SECONDS.observe(time.perf_counter() - gathered.started_s)

@@ -283,7 +283,9 @@ def test_a_resolved_correction_survives_the_wire() -> None:
     entry, _ = accepted(
         correction(kind="void"), first(an_event(tags={"a": "b"}, reported_cost="0.5"))
     )
-    sent = resolved_of(correction(kind="void"), entry, ("t", 3, 17, 99), 5, (8, "digest"))
+    sent = resolved_of(
+        correction(kind="void"), entry, ("t", 3, 17, 99), 5, (8, "digest", "USD", 60)
+    )
     found = decode_resolved(encode_resolved(sent))
     assert found.entry == msgspec.structs.replace(entry, estimated=False)
     assert (found.number, found.recorded_at_ms, found.correction_id) == (5, 99, "c")
