@@ -80,12 +80,12 @@ class Resolver:
     async def run(self) -> None:
         """Resolves until cancelled; raises ``TallyportError`` when it keeps failing."""
         while True:
-            log = await self._log() if self._is_owner() else None
-            if log is None:
-                await asyncio.sleep(POLL_S)
-                continue
             try:
-                await self._serve(log)
+                log = await self._log() if self._is_owner() else None
+                if log is not None:
+                    await self._serve(log)
+                else:
+                    await asyncio.sleep(POLL_S)
             except (LedgerError, KafkaError, ReadTimedOut, RateLogError) as error:
                 await self._back_off(error)
 
@@ -105,8 +105,8 @@ class Resolver:
         )
         # Fence first: what a former owner left open is decided before anything is read.
         producer = FencedProducer(self._kafka, topics.resolver_transactional_id, "")
-        await producer.start()
         try:
+            await producer.start()
             await rates.start()
             async with LedgerLookups(settings, self._kafka, log) as ledger:
                 tenure = _Tenure(self._kafka, topics, settings, producer, rates, ledger)

@@ -83,13 +83,14 @@ def first(event: Event, prices: PriceVersion = PRICES) -> Standing:
 
 
 def an_event(**fields: Any) -> Event:
-    known = {"event_id": "e", "occurred_at_us": 20_000 * DAY_US, "port_id": "p"}
-    return Event(**{**known, "provider": "acme", "model": "m", "input_tokens": 10, **fields})
+    known: dict[str, Any] = {"event_id": "e", "occurred_at_us": 20_000 * DAY_US, "port_id": "p"}
+    known |= {"provider": "acme", "model": "m", "input_tokens": 10}
+    return Event(**(known | fields))
 
 
 def correction(**fields: Any) -> Correction:
-    return Correction(**{"correction_id": "c", "port_id": "p", "event_id": "e", "reason": "r",
-                         **fields})  # fmt: skip
+    known: dict[str, Any] = {"correction_id": "c", "port_id": "p", "event_id": "e", "reason": "r"}
+    return Correction(**known, **fields)
 
 
 @pytest.mark.parametrize(

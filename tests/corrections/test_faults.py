@@ -1,6 +1,7 @@
 """A kill between two steps loses and doubles no correction, and the audit sees what is false."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from pipeline.ledger.client import connect
 from pipeline.ledger.columns import LEDGER_COLUMNS
 from tests.corrections.desk import Desk
 from tests.processes import PartProcess
-from tests.stream.worker_deployment import event
+from tests.stream.worker_deployment import RATE, event
 
 RESOLVER_FAULTS = [
     "resolver-taken",
@@ -78,6 +79,25 @@ async def test_the_worker_is_killed_with_corrections_in_hand(desk: Desk, fault: 
     assert await worker.ended() == SIGKILLED
     await relaunch(desk, worker)
     await assert_corrected_once(desk, port_id, places[2])
+
+
+async def test_a_bulk_correction_that_is_killed_is_run_again(desk: Desk) -> None:
+    await desk.count(
+        *(event(n, event_id=f"e{n}", port_id="again", model="m-8") for n in range(5)),
+    )
+    await desk.set_rate(**{**RATE, "rate_id": "eight", "model": "m-8"})
+    day = datetime.now(UTC).date()
+    command = f"reprice --port-id again --from {day - timedelta(1)} --to {day + timedelta(2)}"
+    killed = desk.launch(command, "reprice-page-sent:1")
+    assert await killed.ended() == SIGKILLED
+    again = desk.launch(command)
+    assert await again.ended() == 0, again.printed
+    desk.parts.remove(killed)
+    desk.parts.remove(again)
+    for n in range(5):
+        rows = await desk.entries("again", f"e{n}", 2)
+        assert [row["rate_id"] for row in rows] == ["", "eight"]
+    await desk.assert_sums_agree()
 
 
 async def test_the_audit_agrees_and_then_finds_what_was_made_false(desk: Desk) -> None:
