@@ -193,35 +193,47 @@ def resolve(
     correction: Correction, standing: Standing, prices: PriceVersion
 ) -> tuple[Entry, Standing] | Rejection:
     """What ``correction`` does to the event it names, and how the event stands then."""
+    event = standing.event
+    if correction.kind == "reprice" and prices.price_by(correction.rate_id, event) == "unknown":
+        return Rejection(UNKNOWN_RATE, _why("unknown", correction.rate_id))
     if standing.is_void:
         return Rejection(ALREADY_VOID, f"event_id: entry {standing.entry_no} made it void")
-    for currency in (standing.currency, correction.currency):
-        if currency and currency != prices.currency:
-            return Rejection(
-                WRONG_CURRENCY, f"currency: the event is in {standing.currency}, {currency} "
-                f"was asked for, and amounts are now in {prices.currency}",
-            )  # fmt: skip
+    event = msgspec.structs.replace(event, **correction.counts)
+    broken = _inconsistent(event) or _other_currency(correction, standing, prices)
+    if broken is not None:
+        return broken
     if correction.kind == "void":
         return _taken_back(standing)
-    event = standing.event
-    if correction.kind == "amend":
-        event = msgspec.structs.replace(event, **correction.counts)
-        for whole, parts in (("input_tokens", INPUT_PARTS), ("output_tokens", OUTPUT_PARTS)):
-            if sum(getattr(event, part) for part in parts) > getattr(event, whole):
-                return Rejection(
-                    INCONSISTENT_TOKENS, f"counts.{whole}: less than the sum of its parts"
-                )
-        if not standing.rate_id:
-            return _moved(standing, event, Price(None, "", "unpriced"))
     rate_id = correction.rate_id if correction.kind == "reprice" else standing.rate_id
+    if not rate_id:
+        return _moved(standing, event, Price(None, "", "unpriced"))
     price = prices.price_by(rate_id, event)
     if isinstance(price, str):
-        return Rejection(
-            UNKNOWN_RATE if price == "unknown" else WRONG_CURRENCY, _why(price, rate_id)
-        )
+        reason = UNKNOWN_RATE if price == "unknown" else WRONG_CURRENCY
+        return Rejection(reason, _why(price, rate_id))
     if correction.kind == "reprice" and price.cost_nano is None:
         return Rejection(UNKNOWN_RATE, f"rate_id: {rate_id} has no price for what the event counts")
     return _moved(standing, event, price)
+
+
+def _inconsistent(event: Event) -> Rejection | None:
+    for whole, parts in (("input_tokens", INPUT_PARTS), ("output_tokens", OUTPUT_PARTS)):
+        if sum(getattr(event, part) for part in parts) > getattr(event, whole):
+            return Rejection(INCONSISTENT_TOKENS, f"counts.{whole}: less than the sum of its parts")
+    return None
+
+
+def _other_currency(
+    correction: Correction, standing: Standing, prices: PriceVersion
+) -> Rejection | None:
+    for currency in (standing.currency, correction.currency):
+        if currency and currency != prices.currency:
+            detail = (
+                f"currency: the deployment's is {prices.currency}, the event is in "
+                f"{standing.currency}, the correction says {correction.currency or 'nothing'}"
+            )
+            return Rejection(WRONG_CURRENCY, detail)
+    return None
 
 
 def _why(trouble: str, rate_id: str) -> str:

@@ -171,6 +171,9 @@ def test_void_is_final() -> None:
         )
         assert isinstance(found, Rejection)
         assert found.reason == ALREADY_VOID
+    found = resolve(correction(kind="reprice", rate_id="none"), after, PRICES)
+    assert isinstance(found, Rejection)
+    assert found.reason == UNKNOWN_RATE, "the first reason of the contract's order"
 
 
 def test_a_later_rate_prices_what_was_unpriced() -> None:

@@ -17,10 +17,8 @@ RESOLVER_FAULTS = [
     "resolver-taken",
     "resolver-waits",
     "resolver-judged",
-    "price-begun",
     "price-sent",
     "price-acked",
-    "price-offsets",
     "resolver-committed",
 ]
 SIGKILLED = -9
