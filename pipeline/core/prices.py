@@ -190,6 +190,7 @@ class PriceVersion:
         }
         self._plans: dict[tuple[str, str, str], Plan | Quote] = {}
         self._quotes: dict[tuple[str, Fraction, bool], Quote] = {}
+        self._candidates: dict[tuple[str, str, str], Candidates] = {}
 
     def price(self, event: Event) -> Price:
         """The price of ``event``, which must be valid (its parts within their wholes)."""
@@ -228,7 +229,7 @@ class PriceVersion:
 
         Of those that match equally well the first that began; None without one.
         """
-        found = self.candidates(event.provider, event.model, event.service_tier)
+        found = self._known_candidates(event)
         at_us = event.occurred_at_us
         later = [
             span
@@ -240,6 +241,16 @@ class PriceVersion:
         best = max(later, key=lambda span: (*rank(span)[:4], -span.rate.effective_from_us))
         return best.rate.rate_id
 
+    def _known_candidates(self, event: Event) -> Candidates:
+        """The candidates for an event, found once."""
+        key = (event.provider, event.model, event.service_tier)
+        found = self._candidates.get(key)
+        if found is None:
+            if len(self._candidates) >= MAX_PLANS:
+                self._candidates.clear()
+            found = self._candidates[key] = self.candidates(*key)
+        return found
+
     def _ruling_named(self, rate_id: str, event: Event) -> Ruling | None:
         name, star, multiplier_id = rate_id.partition("*")
         factor, suffix = Fraction(1), ""
@@ -248,12 +259,11 @@ class PriceVersion:
             if not isinstance(multiplier, Multiplier):
                 return None
             factor, suffix = Fraction(multiplier.factor), f"*{multiplier_id}"
-        found = self.candidates(event.provider, event.model, event.service_tier)
         rate = self._used.get(name)
         if isinstance(rate, PriceRate):
             currency = rate.currency or self.currency
             tariff, listing, by_length = tariff_of(rate), None, None
-        elif (listing := found.listing) is not None:
+        elif (listing := self._known_candidates(event).listing) is not None:
             tier, currency, rate = event.service_tier, BOOK_CURRENCY, None
             book_id, tariff = listing.tariff_at(event.occurred_at_us, tier)
             by_length = listing.by_length_at(event.occurred_at_us)

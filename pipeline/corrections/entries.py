@@ -11,7 +11,7 @@ from pipeline.core.corrections import Entry, Standing, added_up
 from pipeline.core.events import Event
 from pipeline.core.windows import format_ms
 
-PARAMETER_BYTES = 6_000
+PARAMETER_BYTES = 16_000
 """Of ids in one statement: they travel in its address."""
 
 _EXPRESSIONS = {"occurred_at_us": "toUnixTimestamp64Micro(occurred_at)"}
