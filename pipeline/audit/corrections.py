@@ -5,6 +5,7 @@ is made again from the correction it names, in the order of the entries' numbers
 """
 
 import asyncio
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -333,12 +334,16 @@ class CorrectionAudit:
             if block.first_offset != before:
                 _add_gap(findings, Kind.BLOCK_GAP, block.partition, before, block.first_offset)
             ends[block.partition] = block.next_offset
-            inside = sum(
-                block.first_offset <= offset < block.next_offset
-                for offset in resolved[block.partition]
+            offsets = resolved[block.partition]
+            inside = bisect_left(offsets, block.next_offset) - bisect_left(
+                offsets, block.first_offset
             )
             told = len(block.accepted) + len(block.duplicates)
-            if inside and inside != told:
+            # Of what came since, and of what is deleted, the log that was read knows nothing.
+            is_known = bool(offsets) and (
+                offsets[0] <= block.first_offset and block.next_offset <= offsets[-1] + 1
+            )
+            if inside > told or (is_known and inside < told):
                 findings.add(
                     Kind.BLOCK_FATE, PART, "corrections in a block", inside, told,
                     partition=block.partition, offset=block.first_offset,
