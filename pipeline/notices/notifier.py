@@ -280,13 +280,14 @@ class _Term:
             if task.done():
                 task.result()
                 del self._sending[place]
-        outcomes, self._outcomes = self._outcomes, []
+        outcomes = [*self._outcomes]
         changed: dict[str, Notice] = {}
         for notice_id, index, delivery in outcomes:
             notice = changed.get(notice_id) or self.book.notices[notice_id]
             changed[notice_id] = notice.with_delivery(index, delivery)
         if changed:
             await self._write([notice_record(notice) for notice in changed.values()])
+            del self._outcomes[: len(outcomes)]
             faults.point("notice-recorded")
 
     async def _tidy(self) -> None:
@@ -300,7 +301,14 @@ class _Term:
             await self._write([(f"{NOTICE}{notice_id}", None) for notice_id in expired])
 
     async def _write(self, records: list[Record]) -> None:
-        await self._writer.write(records)
+        """A write that was begun ends, also when this process is told to: what was sent and is not
+        recorded would be sent again."""
+        writing = asyncio.ensure_future(self._writer.write(records))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])
+            raise
         for key, value in records:
             self.book.apply(key.encode(), value)
 

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import date
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from pipeline.notices import notice
 from pipeline.notices.book import NoticeBook
 from pipeline.notices.destinations import Destinations
-from pipeline.notices.log import read_book, request_report
+from pipeline.notices.log import NoticeWriter, Record, read_book, request_report
 from pipeline.notices.notice import Draft
 from pipeline.notices.notifier import Notifier, Watch
 from pipeline.notices.post import Post
@@ -154,6 +154,28 @@ async def test_what_is_under_way_when_a_replica_leaves_is_not_sent_twice(
     book = await made.book()
     assert [one.status for one in book.notices["a|0"].deliveries] == ["sent"]
     async with made.telling(), made.telling():
+        await made.settled("a|0")
+    assert len(at.posted) == 1
+
+
+async def test_stopped_while_it_records_it_records(
+    place: tuple[Place, MailBox, Receiver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _, at = place
+    recording, write = asyncio.Event(), NoticeWriter.write
+
+    async def slow(self: NoticeWriter, records: Sequence[Record]) -> None:
+        if any(b'"sent"' in (value or b"") for _, value in records):
+            recording.set()
+            await asyncio.sleep(0.5)
+        await write(self, records)
+
+    monkeypatch.setattr(NoticeWriter, "write", slow)
+    made.levels.drafts = [draft("a", to=(at.url,))]
+    async with made.telling():
+        await recording.wait()
+    assert [one.status for one in (await made.book()).notices["a|0"].deliveries] == ["sent"]
+    async with made.telling():
         await made.settled("a|0")
     assert len(at.posted) == 1
 
