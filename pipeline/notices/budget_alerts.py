@@ -41,7 +41,7 @@ class BudgetAlerts:
         policies = self._policies()
         if policies is None:
             return []
-        period_now_ms, names = self._now_ms(), self._names()
+        period_now_ms, names = self._now_ms(), None
         found: list[Draft] = []
         for key, record in self._over.unseen(MOST_LOOKED_AT):
             policy = policy_of(record.state, policies)
@@ -52,6 +52,7 @@ class BudgetAlerts:
             if not lines or not self._destinations.has_any(policy.notify):
                 self._over.seen(key)
                 continue
+            names = self._names() if names is None else names
             found += [
                 budget_draft(record, line, period_now_ms, self._currency, names, policy.notify)
                 for line in lines

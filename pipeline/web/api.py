@@ -180,7 +180,8 @@ class Api:
 
     def _names(self) -> Mapping[str, str]:
         """Display names by scope, such as ``user:u1``."""
-        return {}
+        named = self.names.table.names if self.names.table is not None else {}
+        return {scope: one.display_name for scope, one in named.items() if one.display_name}
 
     def _application(self) -> Starlette:
         middleware = [Middleware(RequestCount)]

@@ -121,6 +121,9 @@ async def running(kafka: str, topic_prefix: str, tmp_path: Path) -> AsyncIterato
 
 
 async def test_everybody_is_told_once(running: Running) -> None:
+    async with httpx.AsyncClient(base_url=running.deployment.api_url, timeout=60) as client:
+        named = await client.put("/v1/names/port:harbor-7", json={"display_name": "Seven <7>"})
+        assert named.is_success, named.text
     await running.policy(
         scope="port:harbor-7", unit="tokens", period="month", soft_cap=1_000, hard_cap=2_000,
         notify=["mailto:owner@harbor.example", f"{running.hook.url}/owner"],
@@ -139,7 +142,8 @@ async def _soft_then_hard(running: Running) -> None:
     await running.use(event("e1", input_tokens=500))
     await running.use(event("e2", input_tokens=600, user_id="u<b>1"))
     await until(lambda: len(running.subjects(owner)) == 1, "a mail for the soft line")
-    assert "is over its soft line: 1,100 tokens of 1,000 tokens" in running.subjects(owner)[0]
+    told = "Seven <7> (port:harbor-7) is over its soft line: 1,100 tokens of 1,000 tokens"
+    assert told in running.subjects(owner)[0]
     await running.use(event("e3", input_tokens=1_000), event("e4", input_tokens=5_000))
     await until(lambda: len(running.subjects(owner)) == 2, "a mail for the hard cap")
     assert "has reached its hard cap" in running.subjects(owner)[1]
