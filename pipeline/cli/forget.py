@@ -13,7 +13,7 @@ from pipeline.cli.output import as_json, print_json
 @click.option("--yes", is_flag=True, help="Do not ask; needed where there is no terminal.")
 @as_json
 def forget(scope: str, yes: bool, json_wanted: bool) -> None:
-    """Erase a user: policies, states, and the id in the ledger.
+    """Erase a user: name, policies, states, and the id in the ledger.
 
     The ledger keeps every entry under a pseudonym, a keyed hash of the id, and later events of the
     user go there under the same one; amounts stay, and the audit still agrees. Topics keep the id

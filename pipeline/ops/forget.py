@@ -1,10 +1,11 @@
-"""``tallyport forget``: a user leaves policies, states and the ledger; usage and cost stay.
+"""``tallyport forget``: a user leaves names, policies, states and the ledger; usage and cost stay.
 
 The order of side effects (a fault point lies between each pair):
 
 1. Register the pseudonym: from here on sinks write it in the place of the id, also in the round
    that is under way.
-2. Delete the user's own policies, in one transaction with the log of changes.
+2. Delete the user's name, and then the user's own policies, each in one transaction with the log
+   of changes.
 3. Delete the user's states: the worker does so for own policies, the others get a tombstone here.
 4. Put the pseudonym in the place of the id in the ledger, days marked before and after, and drop
    the rollups that had the id.
@@ -40,6 +41,7 @@ from pipeline.ledger.migrate import pending
 from pipeline.ledger.pseudonyms import load_pseudonyms, remember_forgotten
 from pipeline.settings import Settings
 from pipeline.stream.flush import scope_home
+from pipeline.stream.name_log import edit_name
 from pipeline.stream.policy_log import PolicyEdit, PolicyView, edit_policies
 from pipeline.stream.reader import read_to_end
 from pipeline.stream.topics import Topics
@@ -110,6 +112,8 @@ class _Forgetting:
         await asyncio.to_thread(self._check)
         pseudonym = await asyncio.to_thread(remember_forgotten, self._ledger, self._user_id)  # 1
         point("forget-registered")
+        await edit_name(self._kafka, self._topics, self._who, self._scope, lambda _: None)  # 2
+        point("forget-name")
         deleted = await self._delete_policies()  # 2
         point("forget-policies")
         states = await self._delete_states(deleted)  # 3

@@ -17,11 +17,13 @@ from aiokafka.structs import TopicPartition
 
 from pipeline.audit.run import run_audit
 from pipeline.core.errors import Refused
+from pipeline.core.names import Name
 from pipeline.ledger.client import LedgerAddress
 from pipeline.ledger.months import Month
 from pipeline.ops import export
 from pipeline.ops.export import export_months
 from pipeline.ops.rebuild import rebuild
+from pipeline.stream.name_log import edit_name, load_names
 from pipeline.stream.tables import read_tables
 from tests.e2e.metering import Metering
 from tests.stream.worker_deployment import RATE, event
@@ -31,7 +33,7 @@ POLICIES: list[dict[str, Any]] = [
     {"scope": "user:*", "unit": "cost", "period": "month", "hard_cap": "5"},
     {"scope": "port:*", "unit": "tokens", "period": "month", "hard_cap": 900_000},
 ]
-STEPS = ["registered", "policies", "states", "marked", "renamed", "marked-again", "entries"]
+STEPS = ["registered", "name", "policies", "states", "marked", "renamed", "marked-again", "entries"]
 SUMS = "SELECT sum(requests), sum(cost_nano), sum(total_tokens) FROM {}"
 USERS = "SELECT DISTINCT user_id FROM {} ORDER BY user_id"
 WITH_ID = ("usage_ledger", "usage_daily", "rollup_daily", "rollup_users", "rollup_charges")
@@ -100,6 +102,9 @@ async def test_a_user_is_forgotten_whatever_dies_and_later_events_as_well(
     before = metering.query(SUMS.format("usage_ledger"))
     await metering.start()
     assert "user:user-1|tokens|month" in await metering.states()
+    for scope in ("user:user-1", "user:user-2"):
+        name = Name(scope, "Ann Example", "ann@example.com")
+        await edit_name(metering.client, metering.topics, "test", scope, lambda _, it=name: it)
     for step in STEPS:
         ended = await asyncio.to_thread(forget, metering, f"forget-{step}:1")
         assert ended.returncode == -9, (step, ended.stderr)
@@ -111,6 +116,7 @@ async def test_a_user_is_forgotten_whatever_dies_and_later_events_as_well(
     assert result["left"] == 0
     assert not any(key.startswith("user:user-1|") for key in await metering.states())
     assert metering.query("SELECT uniqExact(key) FROM policy_records") == [(2,)]
+    assert [*(await load_names(metering.client, metering.topics)).names] == ["user:user-2"]
     # What is on its way is renamed, too: the sink learns of it while it writes.
     await metering.publish(event(n) for n in range(300, 400))
     await metering.held()

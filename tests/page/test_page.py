@@ -330,6 +330,8 @@ def test_rejected_records_by_reason(open_page: OpenPage) -> None:
     page = open_page("overview")
     page.get_by_role("link", name="malformed-json").click()
     expect(page.get_by_label("Reason")).to_have_value("malformed-json")
+    command = "tallyport replay-rejected --dry-run --reason malformed-json"
+    expect(page.get_by_text(command)).to_be_visible()
     record = page.locator(".records li").first
     expect(record).to_contain_text("malformed-json")
     record.get_by_text("The record").click()

@@ -1,6 +1,6 @@
 // Records that broke a rule: the reason, the place, and the bytes as they came.
 
-import { get, query } from "./api.js";
+import { get, mayChange, query } from "./api.js";
 import { fill, h } from "./dom.js";
 import { count, time } from "./format.js";
 import { link, look } from "./names.js";
@@ -12,16 +12,19 @@ const REASONS = ["too-large", "bad-cloudevent", "malformed-json", "not-an-object
 export async function show(page) {
   let reason = page.search.get("reason") ?? "";
   let places = [null];
-  const place = h("div", {});
+  const place = h("div", { className: "column" });
   const chooser = select(Object.fromEntries([["", "Every reason"], ...REASONS.map((one) => [one, one])]), reason, { "aria-label": "Reason" });
   chooser.addEventListener("change", () => { reason = chooser.value; places = [null]; again(); });
   fill(page.place, head("Rejected records", h("div", { className: "beside" }, chooser)),
     h("p", { className: "lead" }, "Newest first. They are kept for 30 days as they came, and change nothing that is counted."), place);
 
+  const command = () => `tallyport replay-rejected --dry-run${reason ? ` --reason ${reason}` : ""}`;
+  const replay = () => mayChange() && h("p", { className: "note" }, "When what was wrong is right, this says what sending them again would do: ", h("code", {}, command()));
+
   async function draw() {
     const found = await get(`/v1/rejected${query({ limit: PAGE, reason, cursor: places.at(-1) })}`, page.signal);
     await look(found.records.map((one) => `port:${one.port_id ?? ""}`), page.signal);
-    fill(place,
+    fill(place, replay(),
       found.records.length ? h("ul", { className: "records" }, found.records.map(record)) : h("p", { className: "empty" }, found.next ? "None among the newest; older ones may follow." : "No record was rejected."),
       (places.length > 1 || found.next) && pager({
         shown: `Page ${count(places.length)}`, total: null, hasPrevious: places.length > 1, hasNext: found.next !== null,
