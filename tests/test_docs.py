@@ -105,6 +105,7 @@ def test_every_command_explains_itself(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["topics", "migrate", "check", "emit", "watch", "usage", "audit", "rebuild", "demo", "bench"]
+    + ["export", "forget"]
     + [name for name in sorted(COMMANDS) if name.startswith(("budgets ", "prices "))],
 )
 def test_commands_with_a_result_take_json(name: str) -> None:

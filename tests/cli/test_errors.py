@@ -181,3 +181,18 @@ def test_the_api_lives_without_kafka_and_says_so(
         assert 'tallyport_http_requests_total{status="404"} 1.0' in client.get("/metrics").text
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
+
+
+def test_what_cannot_be_undone_is_not_done_by_mistake(tallyport: Command) -> None:
+    for words, why in (
+        (("forget", "user:u1"), "say --yes"),
+        (("forget", "port:p", "--yes"), "only users are forgotten: user:ID, not 'port:p'"),
+        (("forget", "user:*", "--yes"), "user:* is every user; name one"),
+        (("export", "2026-13"), "MONTH: must be a month like 2026-08, not '2026-13'"),
+        (("export",), "Missing argument 'MONTH...'"),
+    ):
+        done = tallyport(*words)
+        assert (done.status, done.out) == (2, "")
+        assert done.err.startswith("tallyport: ")
+        assert why in done.err
+        assert done.err.count("\n") == 1

@@ -78,8 +78,12 @@ async def fill(metering: Metering) -> None:
 
 
 def forget(metering: Metering, fault: str = "") -> subprocess.CompletedProcess[str]:
+    return command(metering, "forget", "user:user-1", "--yes", fault=fault)
+
+
+def command(metering: Metering, *words: str, fault: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipeline", "forget", "user:user-1", "--yes", "--json"],
+        [sys.executable, "-m", "pipeline", *words, "--json"],
         env={**os.environ, **metering.settings.environ(), "FAULT_POINT": fault},
         capture_output=True,
         text=True,
@@ -139,6 +143,10 @@ async def test_a_month_leaves_once_nobody_needs_it_and_the_audit_knows(
     def drop() -> list[export.ExportedMonth]:
         return export_months(metering.settings, [OLD], tmp_path, drop=True)
 
+    written = await asyncio.to_thread(command, metering, "export", str(OLD), "--to", str(tmp_path))
+    assert written.returncode == 0, written.stderr
+    [plain] = json.loads(written.stdout)
+    assert (plain["month"], plain["rows"], plain["dropped"]) == (str(OLD), 100, False)
     in_month = f"SELECT count() FROM usage_ledger WHERE toYYYYMM(occurred_at) = {OLD.number}"
     metering.more = {}
     with pytest.raises(Refused, match="ids are remembered for 9 days"):
@@ -161,6 +169,7 @@ async def test_a_month_leaves_once_nobody_needs_it_and_the_audit_knows(
     assert metering.query(in_month) == [(100,)]
     [month] = await asyncio.to_thread(drop)
     assert (month.rows, month.dropped) == (100, True)
+    assert (month.digest, month.cost_nano) == (plain["digest"], plain["cost_nano"])
     assert metering.query(in_month) == [(0,)]
     assert metering.query(SUMS.format("usage_daily")) == metering.query(SUMS.format("usage_ledger"))
     await metering.start()
