@@ -19,7 +19,7 @@ from pipeline.ledger.client import LedgerAddress
 from pipeline.ledger.columns import by_month, entries_table
 from pipeline.ledger.dropped import DROPPED, KEPT, registered
 from pipeline.ledger.dropping import drop_month, finish_interrupted
-from pipeline.ledger.export import month_content, read_back, write_month
+from pipeline.ledger.export import Content, month_content, read_back, write_month
 from pipeline.ledger.months import parse_month
 from pipeline.ledger.rollup import Roller
 from pipeline.ops.export import export_months
@@ -109,14 +109,17 @@ def test_what_cannot_be_exported_leaves_no_file(
 ) -> None:
     with pytest.raises(Refused, match="no entries of 2026-05"):
         write_month(filled, parse_month("2026-05"), tmp_path)
-    wrong = read_back
-    monkeypatch.setattr(export, "read_back", lambda path: wrong(path)._replace(digest="0"))
+
+    def wrong(path: Path) -> Content:
+        return read_back(path)._replace(digest="0")
+
+    monkeypatch.setattr(export, "read_back", wrong)
     with pytest.raises(CorruptRecord, match="does not read back as it was written"):
         write_month(filled, NOVEMBER, tmp_path)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_bytes(b"no parquet")
     with pytest.raises(CorruptRecord, match="can be read"):
-        wrong(tmp_path / "file")
+        read_back(tmp_path / "file")
     for text in ("2026-13", "2026", "2026-1", "x"):
         with pytest.raises(InvalidField, match="MONTH: must be a month like 2026-08"):
             parse_month(text)
@@ -126,7 +129,7 @@ def test_a_full_disk_is_one_error_and_leaves_no_file(filled: Client) -> None:
     # /dev/full cannot be renamed to: a folder of its own on a full disk is not to be had here.
     full = Path("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
-        export._write(filled, NOVEMBER, full)
+        export._write(filled, NOVEMBER, full)  # pyright: ignore[reportPrivateUsage]
 
 
 def test_a_dropped_month_is_gone_and_known(filled: Client, tmp_path: Path) -> None:
