@@ -40,7 +40,7 @@ _COMMANDS = {
     "report": _Entry("report", "Print or mail the weekly report; list what was sent."),
     "rebuild": _Entry("rebuild", "Restore the tables from the ledger into an empty Kafka."),
     "export": _Entry("export", "Write months of the ledger to Parquet files, and drop them."),
-    "forget": _Entry("forget", "Erase a user: policies, states, and the id in the ledger."),
+    "forget": _Entry("forget", "Erase a user: name, policies, states, the id in the ledger."),
     "bench": _Entry("bench", "Run the benchmarks."),
 }
 

@@ -1,16 +1,16 @@
-"""``tallyport forget``: a user leaves names, policies, states and the ledger; usage and cost stay.
+"""``tallyport forget``: a user leaves names, policies, states and the ledger; usage stays.
 
 The order of side effects (a fault point lies between each pair):
 
 1. Register the pseudonym: from here on sinks write it in the place of the id, also in the round
    that is under way.
-2. Delete the user's name, and then the user's own policies, each in one transaction with the log
-   of changes.
-3. Delete the user's states: the worker does so for own policies, the others get a tombstone here.
-4. Put the pseudonym in the place of the id in the ledger, days marked before and after, and drop
+2. Delete the user's name, in one transaction with the log of changes.
+3. Delete the user's own policies, in another one.
+4. Delete the user's states: the worker does so for own policies, the others get a tombstone here.
+5. Put the pseudonym in the place of the id in the ledger, days marked before and after, and drop
    the rollups that had the id.
-5. Drop the records of the user's policies that the ledger kept for a restore.
-6. Look whether anything is left.
+6. Drop the records of the user's policies that the ledger kept for a restore.
+7. Look whether anything is left.
 
 Each step may be done twice, and a run that was cut short is simply run again.
 """
@@ -59,6 +59,7 @@ class Forgotten:
 
     scope: str
     pseudonym: str
+    name: bool
     policies: list[str]
     states: list[str]
     entries: int = 0
@@ -81,7 +82,7 @@ def user_of(scope: str) -> str:
 
 
 async def forget_user(settings: Settings, scope: str, who: str) -> Forgotten:
-    """Steps 1 to 6; ``who`` goes to the log of changes.
+    """Steps 1 to 7; ``who`` goes to the log of changes.
 
     Raises ``Refused`` when the ledger cannot be changed now, ``TallyportError`` when something is
     left of the user or a server cannot be used.
@@ -112,20 +113,22 @@ class _Forgetting:
         await asyncio.to_thread(self._check)
         pseudonym = await asyncio.to_thread(remember_forgotten, self._ledger, self._user_id)  # 1
         point("forget-registered")
-        await edit_name(self._kafka, self._topics, self._who, self._scope, lambda _: None)  # 2
+        offset = await edit_name(  # 2
+            self._kafka, self._topics, self._who, self._scope, lambda _: None
+        )
         point("forget-name")
-        deleted = await self._delete_policies()  # 2
+        deleted = await self._delete_policies()  # 3
         point("forget-policies")
-        states = await self._delete_states(deleted)  # 3
+        states = await self._delete_states(deleted)  # 4
         point("forget-states")
-        found = Forgotten(self._scope, pseudonym, deleted, states)
+        found = Forgotten(self._scope, pseudonym, offset >= 0, deleted, states)
         found.entries = await asyncio.to_thread(entries_of, self._ledger, self._user_id)
-        days = await asyncio.to_thread(rename_user, self._ledger, self._user_id, pseudonym)  # 4
+        days = await asyncio.to_thread(rename_user, self._ledger, self._user_id, pseudonym)  # 5
         found.days = len(days)
         point("forget-entries")
-        await self._drop_records()  # 5
+        await self._drop_records()  # 6
         point("forget-records")
-        found.left = await asyncio.to_thread(left_of, self._ledger, self._user_id)  # 6
+        found.left = await asyncio.to_thread(left_of, self._ledger, self._user_id)  # 7
         if found.left:
             raise TallyportError(
                 f"{found.left} rows of the ledger still carry {self._scope}: a sink of an older "
