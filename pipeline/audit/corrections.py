@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import groupby
 from time import monotonic
 from typing import Any
@@ -153,6 +154,12 @@ class CorrectionAudit:
         rows = self._ledger.corrected_entries()
         for key, entries in groupby(rows, key=lambda one: one.event):
             self._follow(snapshot, key, list(entries))
+        gone = self._ledger.gone_months()
+        snapshot.ids.update(
+            resolved.correction_id
+            for _, _, resolved in self._logs.resolved
+            if gone and _month_of(resolved.event.occurred_at_us) in gone
+        )
         return snapshot
 
     def _check_numbers(self, findings: Findings) -> None:
@@ -348,6 +355,12 @@ class CorrectionAudit:
                     Kind.BLOCK_FATE, PART, "corrections in a block", inside, told,
                     partition=block.partition, offset=block.first_offset,
                 )  # fmt: skip
+
+
+def _month_of(instant_us: int) -> int:
+    """The UTC month of an instant as the ledger numbers it, 202611."""
+    instant = datetime.fromtimestamp(instant_us // 1_000_000, UTC)
+    return instant.year * 100 + instant.month
 
 
 def _wrong_fate(

@@ -72,6 +72,7 @@ SELECT port_id, event_id, toUnixTimestamp64Milli(min(recorded_at)) FROM ledger_e
 WHERE entry_no = 0 AND (port_id, event_id) IN {keys:Array(Tuple(String, String))}
 GROUP BY port_id, event_id
 """
+_GONE_MONTHS = "SELECT DISTINCT month FROM dropped_months FINAL WHERE state != 'kept'"
 _KEYS_OF_A_QUERY = 50
 _ROWS = f"""
 SELECT source_topic, source_partition, source_offset,
@@ -220,6 +221,10 @@ class LedgerSide:
             rows = self._client.query(_FIRST_RECORDED, parameters=parameters).result_rows
             found |= {(port_id, event_id): int(at_ms) for port_id, event_id, at_ms in rows}
         return found
+
+    def gone_months(self) -> set[int]:
+        """The months whose entries have left, or are leaving."""
+        return {int(month) for (month,) in self._client.query(_GONE_MONTHS).result_rows}
 
     def row_digests(self) -> Iterator[RowDigest]:
         """The first entry of every event of this epoch, in no order."""
