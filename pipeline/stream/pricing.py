@@ -30,6 +30,8 @@ from pipeline.stream.transaction import Outbox
 from pipeline.stream.transport import FetchState
 
 CHUNK_RECORDS = 1_000
+POSITION_INTERVAL_S = 60.0
+"""So long a position may lie behind transaction markers that nothing has followed yet."""
 
 
 class PriceStage:
@@ -47,6 +49,7 @@ class PriceStage:
         self._intake = Intake(table.partition, context.partitions, table.totals, table.dedupe)
         # What has been gathered, which the table's position follows once it is committed.
         self._gathered = table.position
+        self._gathered_at_s = time.monotonic()
         self._as_of_ms = table.position.watermark_ms
         self.inbox = Inbox(table.position.next_offset, seek, arrived)
         self.corrections = ResolvedInbox(table.position.resolved_offset, arrived)
@@ -73,18 +76,25 @@ class PriceStage:
 
     @property
     def is_idle(self) -> bool:
-        """Whether neither records nor corrections wait."""
-        return self.inbox.is_empty and self.corrections.is_empty
+        """Whether neither records nor corrections wait, nor the position to be written."""
+        return self.inbox.is_empty and self.corrections.is_empty and not self._must_move
+
+    @property
+    def _must_move(self) -> bool:
+        # Markers alone write nothing. But when retention has deleted all there was, an offset
+        # before the last marker can no longer be read from, and looks like a loss.
+        waited_s = time.monotonic() - self._gathered_at_s
+        return waited_s >= POSITION_INTERVAL_S and self.inbox.reached > self._gathered.next_offset
 
     async def gather(self, prices: PriceVersion, limit: int) -> Flush | None:
         """Takes about ``limit`` pending records at most, and corrections; None without any."""
         records = self.inbox.take(limit)
-        if not records and self.corrections.is_empty:
+        if not records and self.corrections.is_empty and not self._must_move:
             return None
         taken = await self._take(records, prices)
         rules = encode_rules(self._context, prices) if records else None
         flush = self._close(taken, self._correct(taken), rules)
-        self._gathered = flush.position
+        self._gathered, self._gathered_at_s = flush.position, time.monotonic()
         self._as_of_ms = max(self._as_of_ms, flush.taken.watermark_ms)
         return flush
 

@@ -12,7 +12,7 @@ import aiokafka
 
 from pipeline import faults
 from pipeline.ledger import sink
-from pipeline.stream import flush, flush_loop, id_journal, journal, merging
+from pipeline.stream import flush, flush_loop, id_journal, journal, merging, pricing
 from tests.sim.client import SimulatedConsumer, SimulatedProducer
 from tests.sim.virtual_loop import CURRENT, Killed
 from tests.sim.world import World
@@ -67,6 +67,7 @@ SMALL: tuple[tuple[Any, str, int], ...] = (
     (flush, "PARTIAL_CELLS", 2),
     (flush_loop, "MAX_FLUSH_RECORDS", 6),
     (flush_loop, "EARLY_RECORDS", 2),
+    (pricing, "POSITION_INTERVAL_S", 1),
     (merging, "TAKE_RECORDS", 3),
     (merging, "PUBLISH_RECORDS", 3),
     (merging, "BUSY_RECORDS", 1),
