@@ -18,6 +18,7 @@ _USERS = 5_000
 _RATES = (200, 5_000)
 _SECONDS = 20
 _PERCENTILES = (50.0, 99.0)
+PARTS = ("worker", "sink", "api")
 
 
 @click.group(invoke_without_command=True)
@@ -33,7 +34,7 @@ def bench(ctx: click.Context, json_wanted: bool) -> None:
         return
     found = {
         "stream": run_async(_stream(_EVENTS, _ROUNDS, _USERS)),
-        "latency": run_async(_latency(_RATES, _SECONDS)),
+        "latency": run_async(_latency(_RATES, _SECONDS, PARTS)),
     }
     _show(found, json_wanted)
 
@@ -78,10 +79,16 @@ def stream(events: int, rounds: int, users: int, json_wanted: bool) -> None:
     show_default=True,
     help="How long each rate is sent.",
 )
+@click.option(
+    "--worker-only",
+    is_flag=True,
+    help="Without sink and API, as where each part has a machine of its own.",
+)
 @as_json
-def latency(rate: tuple[int, ...], seconds: int, json_wanted: bool) -> None:
+def latency(rate: tuple[int, ...], seconds: int, worker_only: bool, json_wanted: bool) -> None:
     """Milliseconds from the sending of an event to its state at a subscriber."""
-    _show({"latency": run_async(_latency(rate, seconds))}, json_wanted)
+    parts = ("worker",) if worker_only else PARTS
+    _show({"latency": run_async(_latency(rate, seconds, parts))}, json_wanted)
 
 
 @bench.command()
@@ -245,13 +252,15 @@ async def _stream(events: int, rounds: int, users: int) -> dict[str, object]:
     return found.to_json()
 
 
-async def _latency(rates: tuple[int, ...], seconds: int) -> list[dict[str, object]]:
+async def _latency(
+    rates: tuple[int, ...], seconds: int, parts: tuple[str, ...]
+) -> list[dict[str, object]]:
     from pipeline.bench.latency import measure
     from pipeline.ops.deployment import Deployment
 
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        async with Deployment(_own_settings(settings(), Path(folder))) as deployment:
+        async with Deployment(_own_settings(settings(), Path(folder)), parts) as deployment:
             for rate in rates:
                 click.echo(f"{rate} events/s for {seconds} s", err=True)
                 found = await measure(deployment.settings, rate, seconds)
