@@ -42,9 +42,13 @@ def site(
             found.stop()
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """A real Chromium. Without one the tests fail in CI and are skipped elsewhere."""
+@pytest.fixture(scope="module")
+def browser(site: Site) -> Iterator[Browser]:
+    """A real Chromium. Without one the tests fail in CI and are skipped elsewhere.
+
+    While it is open Playwright's loop runs in this thread, and no other one can: so the site comes
+    first, and the browser goes with its module.
+    """
     program = chromium.find()
     if program is None:
         told = "no Chromium here; `python -m tests.page.chromium` installs it"

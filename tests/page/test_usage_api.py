@@ -214,8 +214,11 @@ def test_the_events_of_a_user_page_by_page(client: httpx.Client, entries: list[R
 
 
 def test_lists_are_ordered_searched_and_paged(client: httpx.Client) -> None:
-    ids = [row["port_id"] for row in pages(client, "/v1/usage/ports", "ports", limit=5)]
+    ids = [row["port_id"] for row in pages(client, "/v1/usage/ports", "ports", limit=1_000)]
     assert len(ids) == len(set(ids)) >= 12
+    first = ask(client, "/v1/usage/ports", limit=5)
+    second = ask(client, "/v1/usage/ports", limit=5, cursor=first["next"])
+    assert [row["port_id"] for row in first["ports"] + second["ports"]] == ids[:10]
     costs = [Decimal(row["cost"]) for row in ask(client, "/v1/usage/ports")["ports"]]
     assert costs == sorted(costs, reverse=True)
     shares = [row["cap_used_pct"] for row in ask(client, "/v1/usage/ports", order="cap")["ports"]]
