@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 WATCH_INTERVAL_S = 0.2
+RESTARTS = 5
+RESTART_WINDOW_S = 600.0
+"""A part may end so often within this time and is started again; after that all ends."""
 _POLL_S = 0.05
 
 PARTS = ("worker", "sink", "api")
@@ -55,6 +58,7 @@ class Deployment:
     def __init__(self, settings: Settings, parts: tuple[str, ...] = PARTS) -> None:
         self.settings = settings
         self._parts = parts
+        self._restarted_at_s: list[float] = []
         self.children: dict[str, ChildProcess] = {}
         self.kafka_server: KafkaServer | None = None
         self.restored: RebuildReport | None = None
@@ -89,9 +93,13 @@ class Deployment:
             raise
 
     async def wait(self) -> None:
-        """Returns never; raises ``PartFailed`` when a part or a server has ended."""
+        """Returns never; starts parts that have ended again, and says so on standard error.
+
+        Raises ``PartFailed`` when a server has ended, or parts too often.
+        """
         while True:
-            self._check_running()
+            for ended in self._ended_parts():
+                self._start_again(ended)
             await asyncio.sleep(WATCH_INTERVAL_S)
 
     async def stop(self) -> None:
@@ -208,13 +216,26 @@ class Deployment:
                 self.api_url = address_in(lines[self._parts.index("api")], "api")
                 write_endpoints(self._data_dir, api_url=self.api_url)
 
-    def _check_running(self) -> None:
-        for child in self.children.values():
-            if child.exit_status() is not None:
-                raise PartFailed(_ended(child))
+    def _ended_parts(self) -> list[ChildProcess]:
+        """Worker, sink and API, where they have ended; raises ``PartFailed`` for a server."""
         kafka = self.kafka_server
         if kafka is not None and (status := kafka.exit_status()) is not None:
             raise PartFailed(f"kafka ended {_how(status)}{kafka.log_note()}")
+        ended = [child for child in self.children.values() if child.exit_status() is not None]
+        for child in ended:
+            if child.name not in PARTS:
+                raise PartFailed(_ended(child))
+        return ended
+
+    def _start_again(self, child: ChildProcess) -> None:
+        now_s = asyncio.get_running_loop().time()
+        recent = [at_s for at_s in self._restarted_at_s if now_s - at_s < RESTART_WINDOW_S]
+        if len(recent) >= RESTARTS:
+            raise PartFailed(_ended(child))
+        self._restarted_at_s = [*recent, now_s]
+        told = f"{_ended(child)}; started again ({len(recent) + 1} of {RESTARTS})"
+        print(f"tallyport: {told}", file=sys.stderr, flush=True)
+        self.launch(child.name)
 
     async def _stop_children(self, names: tuple[str, ...]) -> None:
         children = [self.children[name] for name in names if name in self.children]

@@ -1,4 +1,4 @@
-"""``tallyport up``: run everything until Ctrl-C, SIGTERM or the end of a part."""
+"""``tallyport up``: run everything until Ctrl-C, SIGTERM or the end of a server."""
 
 import asyncio
 import contextlib

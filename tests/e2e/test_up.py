@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import urlopen
@@ -120,8 +120,45 @@ def test_nothing_outlives_a_killed_up_and_the_folder_starts_again(tmp_path: Path
         assert len(up.children()) == 5
 
 
-@pytest.mark.parametrize("part", ["worker", "kafka.Kafka", "ledger-server"])
-def test_a_part_that_dies_ends_everything_with_its_log(tmp_path: Path, part: str) -> None:
+def test_parts_that_die_are_started_again_and_too_often_ends_everything(tmp_path: Path) -> None:
+    with _running(tmp_path / "data") as up:
+        for part in ("api", "sink", "worker", "worker", "worker"):
+            _kill(up, part)
+        _wait_for(lambda: _pid_of(up, "worker") is not None)
+        assert len(up.children()) == 5
+        _kill(up, "worker")
+        _, errors = up.process.communicate(timeout=STOP_TIMEOUT_S)
+        assert up.process.returncode == 1
+        assert errors.count("ended by signal 9") == 6
+        assert "api ended by signal 9" in errors
+        assert "started again (5 of 5)" in errors
+        assert "Traceback" not in errors
+        assert up.children() == set()
+
+
+def _kill(up: Up, part: str) -> None:
+    """SIGKILL to a part once it runs; returns when that process has gone."""
+    _wait_for(lambda: _pid_of(up, part) is not None)
+    pid = _pid_of(up, part)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    _wait_for(lambda: _pid_of(up, part) != pid)
+
+
+def _pid_of(up: Up, part: str) -> int | None:
+    found = [pid for pid in up.children() if f"pipeline {part}" in _command_line(pid)]
+    return found[0] if found else None
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("part", ["kafka.Kafka", "ledger-server"])
+def test_a_server_that_dies_ends_everything_with_its_log(tmp_path: Path, part: str) -> None:
     with _running(tmp_path / "data") as up:
         [pid] = [pid for pid in up.children() if part in _command_line(pid)]
         os.kill(pid, signal.SIGKILL)
