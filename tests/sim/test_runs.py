@@ -13,8 +13,8 @@ from tests.sim.scenario import POINTS, Scenario, scenario_of
 from tests.sim.simulation import simulate
 
 FIRST_SEED = 1
-CAMPAIGN_S = 60.0
-# About a third of what two free processors do in that time.
+CAMPAIGN_S = 100.0
+# A seventh of what two free processors do in that time.
 LEAST_RUNS = 300
 LEAST_HITS = {
     "fate-accepted": 3_000,
