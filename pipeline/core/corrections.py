@@ -41,6 +41,8 @@ AMOUNTS: Final = (*COUNTERS, "audio_nano")
 
 _ID = FIELDS["event_id"]
 _REQUIRED: Final = ("correction_id", "port_id", "event_id", "kind", "reason")
+# Days that the ledger can hold: from 1970 until 2106.
+_DAYS_END_US: Final = 4_291_747_200_000_000
 _MORE: Final[Mapping[str, str]] = {"amend": "counts", "reprice": "rate_id"}
 
 
@@ -124,8 +126,8 @@ def _broken_rule(present: Mapping[str, Any]) -> Rejection | None:
     for name in (*_REQUIRED, *([more] if more else [])):
         if name not in present:
             return Rejection(MISSING_FIELD, f"{name}: required")
-    texts = [*_REQUIRED, *(name for name in ("rate_id", "currency") if name in present)]
-    for name in texts:
+    optional = ["currency"] if "currency" in present else []
+    for name in (*_REQUIRED, *(["rate_id"] if more == "rate_id" else []), *optional):
         if not isinstance(present[name], str):
             return Rejection(WRONG_TYPE, f"{name}: must be a string")
     counts = _counts_of(present)
@@ -151,8 +153,11 @@ def _out_of_range(present: Mapping[str, Any], counts: Mapping[str, Any]) -> Reje
             return Rejection(OUT_OF_RANGE, f"{name}: {broken}")
     if present["kind"] not in KINDS:
         return Rejection(OUT_OF_RANGE, f"kind: must be one of {', '.join(KINDS)}")
-    for name, most in (("reason", MAX_REASON_CHARS), ("rate_id", MAX_RATE_ID_CHARS)):
-        if not 1 <= len(present.get(name, "-")) <= most:
+    bounds = {"reason": MAX_REASON_CHARS}
+    if present["kind"] == "reprice":
+        bounds["rate_id"] = MAX_RATE_ID_CHARS
+    for name, most in bounds.items():
+        if not 1 <= len(present[name]) <= most:
             return Rejection(OUT_OF_RANGE, f"{name}: must have 1 to {most} characters")
     if present["kind"] == "amend" and not counts:
         return Rejection(OUT_OF_RANGE, "counts: names no counter that changes")
@@ -186,7 +191,9 @@ def _built(present: Mapping[str, Any]) -> Correction:
 
 def _day_of(occurred_at: object) -> str:
     occurred_at_us = parse_rfc3339_us(occurred_at) if isinstance(occurred_at, str) else None
-    return "" if occurred_at_us is None else format_ms(occurred_at_us // 1000)[:10]
+    if occurred_at_us is None or not 0 <= occurred_at_us < _DAYS_END_US:
+        return ""
+    return format_ms(occurred_at_us // 1000)[:10]
 
 
 def resolve(

@@ -25,12 +25,23 @@ T = TypeVar("T")
 
 
 class LedgerLookups:
-    """A connection used from one task. ``log`` is the log that the ledger is written from now."""
+    """A connection used from one task. ``log`` is the log that the ledger is written from now.
 
-    def __init__(self, settings: Settings, kafka: Mapping[str, Any], log: LogEpoch) -> None:
+    ``starts`` are the offsets of the events from which on that log counts: what lies before them
+    was taken in under an older one.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        kafka: Mapping[str, Any],
+        log: LogEpoch,
+        starts: Mapping[int, int],
+    ) -> None:
         self._address = ledger_address(settings, write=True)
         self._kafka = kafka
         self._log = log
+        self._starts = starts
         self._client: Client
 
     async def __aenter__(self) -> Self:
@@ -61,9 +72,10 @@ class LedgerLookups:
         """
         for _ in range(FORWARDING_ROUNDS):
             ends = await record_ends(self._kafka, topic)
+            waited_for = {p: end for p, end in ends.items() if self._starts.get(p, 0) < end}
             while True:
                 held = await self.reached(topic)
-                if all(held.get(partition, 0) >= end for partition, end in ends.items()):
+                if all(held.get(p, 0) >= end for p, end in waited_for.items()):
                     break
                 await asyncio.sleep(POLL_S)
 

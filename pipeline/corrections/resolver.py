@@ -25,7 +25,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
-from aiokafka.structs import ConsumerRecord
+from aiokafka.structs import ConsumerRecord, RecordMetadata
 
 from pipeline import metrics
 from pipeline.core.book import builtin_book
@@ -50,6 +50,7 @@ from pipeline.ledger.client import LedgerError
 from pipeline.ledger.log_reading import read_log
 from pipeline.ledger.manifests import LogEpoch
 from pipeline.settings import Settings
+from pipeline.stream.epoch import read_epoch
 from pipeline.stream.rate_log import RateLogError, RateTail
 from pipeline.stream.reader import ReadTimedOut, read_to_end
 from pipeline.stream.topic_identity import topic_id
@@ -108,7 +109,9 @@ class Resolver:
         try:
             await producer.start()
             await rates.start()
-            async with LedgerLookups(settings, self._kafka, log) as ledger:
+            epoch = await read_epoch(self._kafka, topics)
+            starts = {} if epoch is None else epoch.starts
+            async with LedgerLookups(settings, self._kafka, log, starts) as ledger:
                 tenure = _Tenure(self._kafka, topics, settings, producer, rates, ledger)
                 await tenure.begin()
                 while self._is_owner():
@@ -244,10 +247,10 @@ class _Tenure:
             rejected = _rejected_record(record, rejection)
             outbox.add(self._topics.rejected, record.partition, rejected)
         outbox.add(self._topics.resolver, 0, Record(PROGRESS_KEY, encode_progress(progress)))
-        await self._producer.commit(outbox, {}, another_follows=False)
+        written = await self._producer.commit(outbox, {}, another_follows=False)
         point("resolver-committed")
         self._progress = progress
-        await self._remember(resolved)
+        self._remember(resolved, written)
         metrics.CORRECTIONS_DUPLICATE.inc(verdicts.repeats)
         for _, rejection in verdicts.rejected:
             metrics.CORRECTIONS_REJECTED.labels(rejection.reason).inc()
@@ -268,18 +271,35 @@ class _Tenure:
             outbox.add(self._topics.resolved, home, Record(key, encode_resolved(one)))
         return resolved
 
-    async def _remember(self, resolved: Mapping[int, list[Resolved]]) -> None:
-        """Step 5. Nobody else writes there: the log's end is the marker behind these records."""
-        tps = [TopicPartition(self._topics.resolved, partition) for partition in resolved]
-        ends = await self._consumer.end_offsets(tps) if tps else {}
-        for tp in tps:
-            self._pending.add(tp.partition, ends[tp] - 1, resolved[tp.partition])
+    def _remember(
+        self, resolved: Mapping[int, list[Resolved]], written: Sequence[RecordMetadata]
+    ) -> None:
+        """Step 5. Nobody else writes there: the records of a transaction stand side by side.
+
+        Where the log ends now says less: until the marker is written, which may be after the
+        commit was answered, it is said to end before them.
+        """
+        for partition, records in resolved.items():
+            firsts = [
+                batch.offset
+                for batch in written
+                if (batch.topic, batch.partition) == (self._topics.resolved, partition)
+            ]
+            if min(firsts, default=-1) < 0:
+                raise ReadTimedOut("the broker did not say where corrections were written")
+            self._pending.add(partition, min(firsts) + len(records), records)
 
     async def _remember_unwritten(self) -> None:
-        """What stands in the log of resolved corrections behind what the ledger has."""
-        topic = self._topics.resolved
+        """What stands in the log of resolved corrections behind what the ledger has.
+
+        Its numbers go on from what stands there, also where the record of progress was lost.
+        """
+        topic, numbers = self._topics.resolved, self._progress.numbers
         start = await self._ledger.reached(topic)
         async for records in read_to_end(self._kafka, topic):
+            last = self._decoded(records[-1])
+            partition = records[-1].partition
+            numbers[partition] = max(numbers.get(partition, 0), last.number)
             behind = [r for r in records if r.offset >= start.get(r.partition, 0)]
             decoded = [(record, self._decoded(record)) for record in behind]
             known = await self._ledger.known_ids(one.correction_id for _, one in decoded)

@@ -86,10 +86,12 @@ class Dispatch:
             await asyncio.sleep(POLL_S)
         log = await read_log(self._kafka, self._topics.epoch)
         epoch = 0 if log is None else log.epoch
+        # What is resolved stands on the partition of the same number, its port's home.
         ends = await record_ends(self._kafka, self._topics.resolved)
+        waited_for = {p: end for p, end in ends.items() if p in self._next_offsets}
         while True:
             held = await asyncio.to_thread(reached, client, self._topics.resolved, epoch)
-            if all(held.get(p, 0) >= end for p, end in ends.items()):
+            if all(held.get(p, 0) >= end for p, end in waited_for.items()):
                 return
             await asyncio.sleep(POLL_S)
 

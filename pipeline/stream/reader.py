@@ -91,7 +91,11 @@ async def after_last_record(
         begin = max(start, end - reach)
         last = -1
         async for records in read_to_end(
-            client, tp.topic, [tp.partition], start={tp.partition: begin}
+            client,
+            tp.topic,
+            [tp.partition],
+            start={tp.partition: begin},
+            end={tp.partition: end},
         ):
             last = max(last, *(r.offset for r in records if r.offset < end), -1)
         if last >= 0:
@@ -103,9 +107,14 @@ async def after_last_record(
 
 
 async def record_ends(client: Mapping[str, Any], topic: str) -> dict[int, int]:
-    """The offset after the last committed record now, of each partition that has any."""
+    """The offset after the last committed record of what was appended by now, of each partition
+    that has any.
+
+    Transactions that are open are waited for: a plain record behind one is acknowledged, though
+    no reader sees it yet.
+    """
     async with AIOKafkaConsumer(
-        **client, isolation_level="read_committed", enable_auto_commit=False
+        **client, isolation_level="read_uncommitted", enable_auto_commit=False
     ) as consumer:
         tps = [TopicPartition(topic, p) for p in sorted(await topic_partitions(consumer, topic))]
         starts = await consumer.beginning_offsets(tps)

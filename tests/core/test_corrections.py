@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.audit.recount.corrections import read_correction
 from pipeline.core.book import builtin_book
 from pipeline.core.corrections import (
     AMOUNTS,
@@ -136,6 +137,25 @@ def test_a_valid_one_is_read_whole() -> None:
         "c1", "p", "e", "amend", "sent twice",
         {"input_tokens": 5, "audio_nano": 1_500_000_000}, day="2026-11-23",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "occurred_at",
+    ["0001-01-01T00:00:00+01:00", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59-01:00",
+     "1969-12-31T23:59:59Z", "2106-01-01T00:00:00Z", "yesterday", 5],
+)  # fmt: skip
+def test_a_day_that_no_event_can_have_is_left_out(occurred_at: object) -> None:
+    found = decode_correction(json.dumps({**VALID, "occurred_at": occurred_at}).encode())
+    assert isinstance(found, Correction)
+    assert found.day == ""
+    assert read_correction(json.dumps({**VALID, "occurred_at": occurred_at}).encode()).day is None
+
+
+def test_a_rate_counts_in_a_reprice_only() -> None:
+    value = json.dumps({**VALID, "rate_id": ""}).encode()
+    found = decode_correction(value)
+    assert isinstance(found, Correction)
+    assert found.rate_id == read_correction(value).rate_id == ""
 
 
 @pytest.mark.parametrize(

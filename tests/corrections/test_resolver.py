@@ -130,6 +130,23 @@ async def test_a_correction_waits_for_its_event(desk: Desk) -> None:
     }
 
 
+async def test_corrections_one_after_another_build_on_each_other(desk: Desk) -> None:
+    """The second comes at any moment on the way of the first one into the ledger."""
+    names = [f"e{n}" for n in range(6)]
+    await desk.count(*(event(1, event_id=e, port_id="chain", input_tokens=100) for e in names))
+    for number, name in enumerate(names):
+        first = body("amend", f"a-{name}", port_id="chain", event_id=name,
+                     counts={"input_tokens": 60})  # fmt: skip
+        await desk.correct(first)
+        await asyncio.sleep(number * 0.15)
+        await desk.correct(body("void", f"v-{name}", port_id="chain", event_id=name))
+    for name in names:
+        rows = await desk.entries("chain", name, 3)
+        assert [row["entry_no"] for row in rows] == [0, 1, 2]
+        assert [row["input_tokens"] for row in rows] == [100, -40, -60]
+    await desk.assert_sums_agree()
+
+
 async def test_a_budget_comes_back_below_its_cap(desk: Desk) -> None:
     await desk.set_policy(scope="port:capped", unit="tokens", period="month", hard_cap=100)
     await desk.count(

@@ -22,6 +22,8 @@ DECIDED_BY_THE_EVENT = (
 
 _NAMES = ("correction_id", "port_id", "event_id")
 _REQUIRED = (*_NAMES, "kind", "reason")
+_DAYS_END = 49_673
+"""The ledger's days end with 2105."""
 _MAX_COUNT = 10**10
 _MAX_AUDIO = 10**7
 _NANO = 10**9
@@ -50,7 +52,8 @@ def read_correction(value: bytes | None) -> Correction:
     if any(name not in fields for name in needed):
         raise Unreadable("missing-field")
     counts = fields.get("counts", {}) if kind == "amend" else {}
-    texts = [fields[name] for name in (*_REQUIRED, "rate_id", "currency") if name in fields]
+    rate = ["rate_id"] if kind == "reprice" else []
+    texts = [fields[name] for name in (*_REQUIRED, *rate, "currency") if name in fields]
     if not all(isinstance(text, str) for text in texts) or not isinstance(counts, dict):
         raise Unreadable("wrong-type")
     counts = {name: count for name, count in counts.items() if count is not None}
@@ -88,8 +91,9 @@ def _is_wrong(name: str, count: Any) -> bool:
 
 
 def _is_within(fields: Mapping[str, Any], counts: Mapping[str, Any]) -> bool:
-    lengths = [(name, 128) for name in _NAMES] + [("reason", 1024), ("rate_id", 1024)]
-    if not all(1 <= len(fields.get(name, "-")) <= most for name, most in lengths):
+    lengths = [(name, 128) for name in _NAMES] + [("reason", 1024)]
+    lengths += [("rate_id", 1024)] if fields["kind"] == "reprice" else []
+    if not all(1 <= len(fields[name]) <= most for name, most in lengths):
         return False
     if fields["kind"] not in KINDS or (fields["kind"] == "amend" and not counts):
         return False
@@ -117,9 +121,10 @@ def _scaled(name: str, count: Any) -> Any:
 
 def _day(occurred_at: object) -> int | None:
     try:
-        return parse_instant(occurred_at) // DAY_US if isinstance(occurred_at, str) else None
+        day = parse_instant(occurred_at) // DAY_US if isinstance(occurred_at, str) else -1
     except NoInstant:
         return None
+    return day if 0 <= day < _DAYS_END else None
 
 
 class Chain:
