@@ -145,7 +145,8 @@ def _check_ledger(settings: Settings, client: Client, month: Month) -> None:
     """What settings, the clock and the ledger itself say."""
     now_ms = _now_ms()
     end_day = month.end_day.toordinal() - _UNIX_DAY
-    accepted_days = settings.max_event_age_days + 1
+    # A rejected record that is replayed may be judged as of days ago, within the horizon.
+    accepted_days = settings.max_event_age_days + settings.dedupe_days
     if end_day > min(oldest_day_needed(now_ms), now_ms // DAY_MS - accepted_days):
         raise _needed(
             month,
