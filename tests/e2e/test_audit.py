@@ -140,7 +140,7 @@ ROW_CHANGES: dict[str, tuple[Kind, Change]] = {
     "price_status": (Kind.ROW_CHANGED, lambda row: {**row, "price_status": "free"}),
     "estimated": (Kind.ROW_CHANGED, lambda row: {**row, "estimated": True}),
     "tags": (Kind.ROW_CHANGED, lambda row: {**row, "tags": {"a": "b"}}),
-    "entry_no": (Kind.ROW_CHANGED, lambda row: {**row, "entry_no": 3}),
+    "entry_no": (Kind.ROW_MISSING, lambda row: {**row, "entry_no": 3}),
     "service": (Kind.ROW_CHANGED, lambda row: {**row, "service": "other"}),
 }
 
@@ -179,7 +179,7 @@ async def test_each_changed_row_of_the_ledger_is_found(deployed: Metering, ledge
     seen = {(d.kind, d.offset): d for d in report.differences if d.part == "ledger"}
     for row, (what, (kind, _)) in zip(rows, ROW_CHANGES.items(), strict=False):
         difference = seen.pop((kind, row["source_offset"]))
-        assert what in difference.what, difference.line
+        assert ("row" if kind is Kind.ROW_MISSING else what) in difference.what, difference.line
         assert difference.partition == 1
         assert difference.subject == f"port:{row['port_id']} event {row['event_id']}"
         assert difference.day == row["occurred_at"].date().isoformat()
@@ -190,6 +190,12 @@ async def test_each_changed_row_of_the_ledger_is_found(deployed: Metering, ledge
     assert [(d.kind, d.offset) for d in seen.values()] == [
         (Kind.ROW_TWICE, rows[-1]["source_offset"])
     ]
+    # What is no first entry is a correction, which nobody sent.
+    [correction] = [d for d in report.differences if d.part == "corrections"]
+    renumbered = rows[[*ROW_CHANGES].index("entry_no")]
+    assert (correction.kind, correction.offset) == (
+        Kind.ROW_UNEXPECTED, renumbered["source_offset"]
+    )  # fmt: skip
     assert not report.ok
 
 
