@@ -30,7 +30,7 @@ from aiokafka.structs import ConsumerRecord, RecordMetadata
 from pipeline import metrics
 from pipeline.core.book import builtin_book
 from pipeline.core.corrections import Standing
-from pipeline.core.errors import CorruptRecord, TallyportError
+from pipeline.core.errors import CorruptRecord, Refused, TallyportError
 from pipeline.core.home import home_partition
 from pipeline.core.rejections import Rejection
 from pipeline.core.resolved import Resolved, decode_resolved, encode_resolved, resolved_of
@@ -46,12 +46,11 @@ from pipeline.corrections.progress import (
 from pipeline.corrections.verdicts import Batch, Verdicts
 from pipeline.faults import point
 from pipeline.kafka import client_kwargs
-from pipeline.ledger.client import LedgerError
 from pipeline.ledger.log_reading import read_log
 from pipeline.ledger.manifests import LogEpoch
 from pipeline.settings import Settings
 from pipeline.stream.epoch import read_epoch
-from pipeline.stream.rate_log import RateLogError, RateTail
+from pipeline.stream.rate_log import RateTail
 from pipeline.stream.reader import ReadTimedOut, read_to_end
 from pipeline.stream.topic_identity import topic_id
 from pipeline.stream.topics import Topics
@@ -87,7 +86,9 @@ class Resolver:
                     await self._serve(log)
                 else:
                     await asyncio.sleep(POLL_S)
-            except (LedgerError, KafkaError, ReadTimedOut, RateLogError) as error:
+            except (CorruptRecord, Refused):
+                raise
+            except (TallyportError, KafkaError) as error:
                 await self._back_off(error)
 
     async def _log(self) -> LogEpoch | None:
