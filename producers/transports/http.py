@@ -30,8 +30,10 @@ MAX_ANSWER_BYTES = 32 * 1024 * 1024
 MAX_LINE_BYTES = 1024 * 1024
 _CHUNK_BYTES = 64 * 1024
 _REFUSED = "refused"
-_TOO_MUCH, _TOO_OFTEN = 413, 429
-_LATER = frozenset({401, 403, 404, 405, 408, 421, 425, _TOO_OFTEN})
+_UNREADABLE, _TOO_MUCH = 400, 413
+_OF_THE_BODY = (_UNREADABLE, _TOO_MUCH)
+"""Only these say something about the events; any other answer may come from a proxy, another
+server or a wrong address, and the events wait."""
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -61,7 +63,7 @@ class HttpTransport:
         results = _results(answer)
         if results is not None and len(results) == len(entries):
             return [_outcome(result) for result in results]
-        if answer.status in _LATER or answer.status >= 500:
+        if answer.status not in _OF_THE_BODY:
             raise Unavailable(_trouble(answer), _retry_after_s(answer))
         if len(entries) == 1:
             reason = TOO_LARGE if answer.status == _TOO_MUCH else _REFUSED
@@ -97,6 +99,10 @@ class HttpTransport:
                 for event in _events(connection, self._address.path, self._headers, last_id):
                     if stop.is_set():
                         return
+                    # Between a reset and its end nothing is whole: an id from before it would
+                    # resume past states that were not sent.
+                    if event.name == "reset":
+                        last_id = ""
                     _take(event, gate)
                     last_id = event.last_id or last_id
             except (OSError, http.client.HTTPException) as error:

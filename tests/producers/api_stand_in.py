@@ -28,7 +28,8 @@ BOOK = BookContent("stand-in", ())
 
 @dataclass
 class ApiStandIn:
-    """``answer`` replaces the answer to events; ``log`` holds records of ``budget.state``."""
+    """``answer`` replaces the answer to events; ``log`` holds records of ``budget.state``. So many
+    streams that would go on are answered with a reset that is cut off as ``cut_resets`` says."""
 
     events: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     batches: list[int] = field(default_factory=list[int])
@@ -39,6 +40,7 @@ class ApiStandIn:
     answer: Callable[[list[Any]], Response | None] = lambda _: None
     streams: int = 0
     resumed_from: list[str] = field(default_factory=list[str])
+    cut_resets: int = 0
     hang_up: bool = False
     _server: BackgroundServer | None = None
     port: int = 0
@@ -116,6 +118,10 @@ class ApiStandIn:
         return StreamingResponse(self._told(resumed), media_type="text/event-stream")
 
     async def _told(self, resumed: str) -> AsyncGenerator[bytes]:
+        if resumed and self.cut_resets:
+            self.cut_resets -= 1
+            yield b"event: reset\ndata: {}\n\n"
+            return
         at = int(resumed) if resumed else 0
         if not resumed:
             yield b"event: reset\ndata: {}\n\n"

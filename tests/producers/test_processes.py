@@ -104,6 +104,23 @@ def test_the_api_away_and_back(http_side: HttpSide, meter_of: MakeMeter) -> None
     assert [r for r in http_side.api.resumed_from if r], "it resumed where it was"
 
 
+def test_a_reset_that_is_cut_off_is_asked_for_again(
+    http_side: HttpSide, meter_of: MakeMeter
+) -> None:
+    """With the id from before it, all states that do not change again would stay unknown."""
+    http_side.put(0, *record(state("port:a", used=100, hard=100), 1))
+    beat_all(http_side)
+    api = http_side.api
+    meter = meter_of(http_side)
+    assert meter.wait_ready(20)
+    api.cut_resets = 1
+    api.stop()
+    api.start()
+    until(lambda: "" in api.resumed_from[1:], "a stream from the beginning")
+    assert [resumed for resumed in api.resumed_from if resumed], "it resumed where it was"
+    assert not meter.check(port_id="a").allowed
+
+
 def test_the_broker_away_and_back(tmp_path: Path, topic_prefix: str, meter_of: MakeMeter) -> None:
     broker = KafkaServer(tmp_path / "kafka", free_port())
     broker.start()
@@ -148,6 +165,26 @@ class TestAnswers:
         assert ids(http_side) == ["e"]
         assert meter.stats.rejected == {}
 
+    def test_what_says_nothing_about_events_loses_none(
+        self, http_side: HttpSide, meter_of: MakeMeter
+    ) -> None:
+        """Of a proxy, a sign-in page, another server: no verdict on an event."""
+        elsewhere = {"Location": "http://127.0.0.1:9/"}
+        told = iter(
+            [
+                Response("<p>Sign in</p>", media_type="text/html"),
+                Response(status_code=302, headers=elsewhere),
+                Response(status_code=411),
+                JSONResponse({"title": "no such thing"}, 422),
+            ]
+        )
+        http_side.api.answer = lambda _: next(told, None)
+        meter = meter_of(http_side)
+        meter.record(event_id="e", port_id="p", **USE)
+        assert meter.flush(20)
+        assert (ids(http_side), meter.stats.rejected) == (["e"], {})
+        assert next(told, None) is None
+
     def test_too_much_is_sent_in_parts(self, http_side: HttpSide, meter_of: MakeMeter) -> None:
         def answer(body: list[Any]) -> Response | None:
             return JSONResponse({"title": "too much"}, 413) if len(body) > 10 else None
@@ -164,7 +201,7 @@ class TestAnswers:
     ) -> None:
         def answer(body: list[Any]) -> Response | None:
             bad = any(event["event_id"] == "e7" for event in body)
-            return JSONResponse({"title": "no"}, 422) if bad else None
+            return JSONResponse({"title": "no"}, 400) if bad else None
 
         http_side.api.answer = answer
         meter = meter_of(http_side)

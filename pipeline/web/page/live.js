@@ -19,6 +19,8 @@ export async function follow(scopes, { onEvent, onStanding, signal }) {
       onStanding(true);
       waitMs = FIRST_WAIT_MS;
       for await (const event of events(answer.body)) {
+        // A reset that is cut off is asked for again: an older id would resume past it.
+        if (event.name === "reset") lastId = null;
         if (event.id) lastId = event.id;
         onEvent(event.name, event.data);
       }
