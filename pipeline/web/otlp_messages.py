@@ -22,14 +22,22 @@ PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
 INVALID_ARGUMENT: Final = 3
 MAX_MESSAGE_LENGTH: Final = 2_000
+MAX_SPANS: Final = 10_000
 
 
 class MalformedOtlp(ValueError):
     """The body is no OTLP request; the message says why."""
 
 
+class TooManySpans(Exception):
+    """The request has more than ``MAX_SPANS``."""
+
+    def __init__(self) -> None:
+        super().__init__(f"more than {MAX_SPANS:,} spans in one request")
+
+
 def read_spans(body: bytes, media_type: str) -> list[Span]:
-    """Every span of an export request. Raises ``MalformedOtlp``."""
+    """Every span of an export request. Raises ``MalformedOtlp`` and ``TooManySpans``."""
     return _from_protobuf(body) if media_type == PROTOBUF else _from_json(body)
 
 
@@ -71,6 +79,9 @@ def _from_protobuf(body: bytes) -> list[Span]:
         request.ParseFromString(body)
     except (DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise MalformedOtlp(f"no ExportTraceServiceRequest: {error}") from None
+    scopes = (scope for group in request.resource_spans for scope in group.scope_spans)
+    if sum(len(scope.spans) for scope in scopes) > MAX_SPANS:
+        raise TooManySpans
     return [
         Span(
             span.trace_id.hex(),
@@ -162,9 +173,13 @@ def _from_json(body: bytes) -> list[Span]:
 
 
 def _json_spans(request: _Request) -> Iterator[Span]:
+    found = 0
     for group in request.resource_spans or ():
         resource = _json_values(group.resource.attributes if group.resource else None)
         for scope in group.scope_spans or ():
+            found += len(scope.spans or ())
+            if found > MAX_SPANS:
+                raise TooManySpans
             for span in scope.spans or ():
                 yield Span(
                     span.trace_id.lower(),

@@ -1,5 +1,6 @@
 """``POST /v1/traces``: OTLP over HTTP; spans of AI calls become events."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -17,15 +18,18 @@ from pipeline.web.otlp_messages import (
     JSON,
     PROTOBUF,
     MalformedOtlp,
+    TooManySpans,
     read_spans,
     write_result,
     write_status,
 )
 from pipeline.web.problems import Problem
-from pipeline.web.spans import event_of, reports_usage
+from pipeline.web.spans import Span, event_of, reports_usage
 
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 """An exporter's batch of 512 spans may carry prompts and answers."""
+LARGE_BODY_BYTES: Final = 256 * 1024
+"""From here on a body is read in a thread, as other requests would wait for it."""
 SHOWN_REJECTIONS: Final = 10
 
 
@@ -44,9 +48,11 @@ class TracesEndpoint:
         with self._in_flight.holding(declared_size(request, MAX_BODY_BYTES)):
             body = await read_body(request, MAX_BODY_BYTES)
             try:
-                spans = read_spans(body, name)
+                spans = await _spans(body, name)
             except MalformedOtlp as error:
                 return _malformed(name, str(error))
+            except TooManySpans as error:
+                raise Problem(413, str(error)) from None
             reporting = [span for span in spans if reports_usage(span)]
             metrics.SPANS_IGNORED.inc(len(spans) - len(reporting))
             submitted = [Submitted(event_of(span, caller.only_port)) for span in reporting]
@@ -57,6 +63,12 @@ class TracesEndpoint:
             if result.status == "rejected"
         ]
         return Response(write_result(name, len(rejected), _message(rejected)), media_type=name)
+
+
+async def _spans(body: bytes, name: str) -> list[Span]:
+    if len(body) < LARGE_BODY_BYTES:
+        return read_spans(body, name)
+    return await asyncio.to_thread(read_spans, body, name)
 
 
 def _media_type(request: Request) -> str:

@@ -23,7 +23,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from pipeline.core.event_codec import decode_event
 from pipeline.core.events import Event
 from pipeline.core.rejections import Rejection
+from pipeline.web.otlp_messages import MAX_SPANS
 from pipeline.web.spans import Span, event_of, reports_usage
+from pipeline.web.traces import LARGE_BODY_BYTES
 from tests.web.api_process import ApiProcess
 
 USAGE = {
@@ -260,6 +262,26 @@ def test_protobuf_answers_are_protobuf(api: ApiProcess) -> None:
         )
         assert bad_json.status_code == 400
         assert bad_json.json()["code"] == 3
+
+
+def test_more_spans_than_an_exporter_sends_are_not_taken(api: ApiProcess) -> None:
+    request = ExportTraceServiceRequest()
+    scope = request.resource_spans.add().scope_spans.add()
+    for _ in range(MAX_SPANS):
+        scope.spans.add(trace_id=b"\1" * 16, name="x" * 20)
+    most = request.SerializeToString()
+    scope.spans.add()
+    headers = {"Content-Type": "application/x-protobuf"}
+    two = [{"scopeSpans": [{"spans": [{}] * (MAX_SPANS // 2 + 1)}]}] * 2
+    with api.http() as client:
+        assert len(most) > LARGE_BODY_BYTES
+        assert client.post("/v1/traces", content=most, headers=headers).status_code == 200
+        for refused in (
+            client.post("/v1/traces", content=request.SerializeToString(), headers=headers),
+            client.post("/v1/traces", json={"resourceSpans": two}),
+        ):
+            assert refused.status_code == 413
+            assert refused.json()["detail"] == "more than 10,000 spans in one request"
         assert client.post("/v1/traces", content=b"x").status_code == 415
         large = client.post("/v1/traces", content=bytes(9 * 1024 * 1024), headers=headers)
         assert large.status_code == 413
