@@ -10,7 +10,7 @@ from pipeline.cli.output import as_json, print_json
 
 @click.command()
 @click.argument("scope", metavar="user:ID")
-@click.option("--yes", is_flag=True, help="Do not ask; needed where there is no terminal.")
+@click.option("--yes", is_flag=True, help="Do not ask; without a terminal nothing is asked.")
 @as_json
 def forget(scope: str, yes: bool, json_wanted: bool) -> None:
     """Erase a user: name, policies, states, and the id in the ledger.
@@ -23,9 +23,7 @@ def forget(scope: str, yes: bool, json_wanted: bool) -> None:
     from pipeline.ops.forget import forget_user, user_of
 
     user_of(scope)
-    if not yes:
-        if not sys.stdin.isatty():
-            raise click.UsageError("forgetting cannot be undone: say --yes")
+    if not yes and sys.stdin.isatty():
         click.confirm(f"Forget {scope} for good?", abort=True, err=True)
     found = run_async(forget_user(settings(), scope, command_line_user()))
     if json_wanted:
