@@ -35,6 +35,7 @@ OTHER_NAMES = (
     "API_KEYS_FILE",
     "CRON_SECRET",
     "USAGE_ALERT",
+    "AUDIT_HOURS",
     "SMTP_URL",
     "MAIL_FROM",
     "MAIL_TO",
