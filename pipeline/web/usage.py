@@ -103,7 +103,7 @@ class UsageEndpoints:
             for row in map(plain, found[:limit])
         ]
         if _wants_csv(request):
-            return _csv(request, [*asked, *USAGE_COLUMNS], rows, following)
+            return _csv(request, [*asked, *USAGE_COLUMNS], rows, following, rfc3339(taken))
         scopes = _scopes(rows, asked)
         return json_answer(
             {
@@ -114,7 +114,8 @@ class UsageEndpoints:
                 "rows": rows,
                 "names": self._names.shown(scopes, caller),
                 "next": following,
-            }
+            },
+            headers={"Vary": "Accept"},
         )
 
     async def _summary(self, request: Request, caller: Caller) -> Response:
@@ -274,8 +275,16 @@ def _wants_csv(request: Request) -> bool:
     return any(part.partition(";")[0].strip() == "text/csv" for part in accepted.split(","))
 
 
-def _csv(request: Request, columns: list[str], rows: list[Row], following: str | None) -> Response:
+def _csv(
+    request: Request,
+    columns: list[str],
+    rows: list[Row],
+    following: str | None,
+    taken: str | None,
+) -> Response:
     headers = {"Vary": "Accept"}
+    if taken is not None:
+        headers["X-As-Of"] = taken
     if following is not None:
         query = [(name, text) for name, text in request.query_params.multi_items()]
         query = [(name, text) for name, text in query if name != "cursor"]

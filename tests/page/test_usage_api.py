@@ -106,6 +106,9 @@ def test_usage_as_csv(client: httpx.Client) -> None:
     asked = {"group_by": "provider,model", "limit": 3}
     answer = client.get("/v1/usage", params=asked, headers={"Accept": "text/csv"})
     assert answer.headers["content-type"].startswith("text/csv")
+    plain = client.get("/v1/usage", params=asked)
+    assert answer.headers["x-as-of"] == plain.json()["as_of"]
+    assert (answer.headers["vary"], plain.headers["vary"]) == ("Accept", "Accept")
     rows = list(csv.DictReader(io.StringIO(answer.text)))
     shown = ask(client, "/v1/usage", **asked)["rows"]
     assert [(row["model"], row["cost"] or None) for row in rows] == [
