@@ -179,8 +179,10 @@ class Asked:
         state = self.state
         if state.soft_cap is not None:
             return state.used + self.reserved > state.soft_cap
-        # A state does not carry the percentage; its status does say which side it is on.
-        return state.status == SOFT_CAP_EXCEEDED
+        # A state does not carry the percentage; its status does say which side it is on, and no
+        # line is above the hard cap.
+        used, hard_cap = state.used + self.reserved, state.hard_cap
+        return state.status == SOFT_CAP_EXCEEDED or (hard_cap is not None and used >= hard_cap > 0)
 
     def _verdict(self, allowed: bool, reason: str, warning: bool = False) -> Verdict:
         state, remaining = self.state, self.remaining

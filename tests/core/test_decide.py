@@ -299,6 +299,21 @@ class TestFreshness:
         )
         assert (found.allowed, found.reason, found.freshness) == (allowed, "stale", "STALE")
 
+    @pytest.mark.parametrize(
+        ("used", "warned"), [(79, False), (80, False), (81, True), (100, True), (130, True)]
+    )
+    @pytest.mark.parametrize("soft", [None, 80])
+    def test_above_the_soft_line_a_stale_permit_warns(
+        self, used: int, warned: bool, soft: int | None
+    ) -> None:
+        policies = asked(state(used=used, soft_cap=soft), freshness="STALE")
+        found = decide(policies, Request(port_id="a"))
+        assert (found.allowed, found.soft_cap_warning) == (True, warned)
+
+    def test_what_is_reserved_beyond_the_hard_cap_is_above_the_line(self) -> None:
+        policies = asked(state(used=70), freshness="STALE", reserved=31)
+        assert decide(policies, Request(port_id="a")).soft_cap_warning
+
     def test_one_stale_partition_does_not_make_the_others_stale(self) -> None:
         live, stale = asked(state("all", 10)), asked(state("user:u"), freshness="STALE")
         found = decide(live + stale, Request(user_id="u"))
