@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from pipeline.stream.remains import table_topics
 from pipeline.stream.topics import Topics
+from producers.transports.transport import GROUP
 
 
 class Acl(NamedTuple):
@@ -31,7 +32,8 @@ _READS = {
     ),
     "budgets": ("policies", "registry", "state"),
     "prices": ("rates",),
-    "watch and SDK": ("state",),
+    "watch and SDK": ("state", "rates"),
+    "forget": ("policies", "registry", "id_names", "state"),
     "rebuild": (
         "events", "priced", "policies", "rates", "totals", "ids", "owners", "epoch",
     ),
@@ -52,6 +54,7 @@ _WRITES = {
     "api": ("events", "policies", "rates", "id_names", "changes", "notices"),
     "budgets": ("policies", "changes"),
     "prices": ("rates", "changes"),
+    "forget": ("policies", "id_names", "state", "changes"),
     "rebuild": ("policies", "rates", "totals", "ids", "owners", "epoch"),
     "replay-rejected": ("events", "corrections", "replays"),
     "services and emit": ("events",),
@@ -71,7 +74,7 @@ def acls(topics: Topics) -> list[Acl]:
         Acl("worker", "Write", "TransactionalId", topics.transactional_id_prefix, "prefixed"),
         *(
             Acl(part, "Write", "TransactionalId", topics.change_transactional_id)
-            for part in ("api", "budgets", "prices", "rebuild")
+            for part in ("api", "budgets", "prices", "rebuild", "forget")
         ),
         Acl("sink", "Write", "TransactionalId", topics.resolver_transactional_id),
         Acl("rebuild", "Write", "TransactionalId", topics.restore_transactional_id),
@@ -90,6 +93,7 @@ def acls(topics: Topics) -> list[Acl]:
         Acl("api", "Read", "Group", topics.notices_group),
         Acl("api", "Write", "TransactionalId", topics.notices_transactional_id),
         Acl("report", "Read", "Topic", topics.notices),
+        Acl("watch and SDK", "Read", "Group", GROUP),
     ]
     for operation in ("Create", "Describe", "DescribeConfigs"):
         found += [Acl("topics and up", operation, "Topic", name) for name in topics.names]

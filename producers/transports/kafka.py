@@ -13,7 +13,7 @@ from pipeline.core.rates import RateLog
 from pipeline.core.rejections import TOO_LARGE
 from producers.prices import Prices
 from producers.segment import Entry
-from producers.transports.transport import Follower, Outcome, StateTaker, Unavailable
+from producers.transports.transport import GROUP, Follower, Outcome, StateTaker, Unavailable
 
 EVENTS, STATE, RATES = "usage.events", "budget.state", "pricing.rates"
 ACKNOWLEDGE_S = 10.0
@@ -153,7 +153,7 @@ class KafkaTransport:
                 **self._client,
                 # Needed by the client, used by nobody: partitions are assigned, nothing is
                 # committed.
-                "group.id": "tallyport-sdk",
+                "group.id": GROUP,
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "isolation.level": "read_committed",

@@ -7,6 +7,9 @@ from typing import NamedTuple, Protocol
 from producers.prices import Prices
 from producers.segment import Entry
 
+GROUP = "tallyport-sdk"
+"""The consumer group that readers of states and rates name; they commit nothing in it."""
+
 Follower = Callable[[threading.Event], None]
 """Follows something until the event is set. Raises ``Unavailable``; it is then started again."""
 

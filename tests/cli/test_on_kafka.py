@@ -163,6 +163,14 @@ def test_topics_print_needs_no_kafka(tallyport: Command) -> None:
     printed = told(tallyport("topics", "--print", "--json", TOPIC_PREFIX="x."))
     assert {topic["topic"] for topic in printed["topics"]} >= {"x.usage.events", "x.budget.state"}
     assert {grant["part"] for grant in printed["acls"]} >= {"worker", "sink", "api", "audit"}
+    shown = {(one["part"], one["operation"], one["name"]) for one in printed["acls"]}
+    assert shown >= {
+        ("watch and SDK", "Read", "x.budget.state"),
+        ("watch and SDK", "Read", "x.pricing.rates"),
+        ("watch and SDK", "Read", "tallyport-sdk"),
+        ("forget", "Write", "x.budget.state"),
+        ("forget", "Write", "x.tallyport-change"),
+    }
     assert [group["group"] for group in printed["groups"]] == [
         "x.tallyport-worker",
         "x.tallyport-sink",
