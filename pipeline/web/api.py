@@ -229,8 +229,8 @@ async def _kept(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def run_api(settings: Settings, tls: Tls | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C; prints ``ready api=http(s)://HOST:PORT`` once it takes work.
 
-    Raises ``ConfigurationError`` where it would be open to the network without keys or a file is
-    not readable, and ``TallyportError`` when the port is in use.
+    Raises ``ConfigurationError`` where it would be open to the network without keys, a file is not
+    readable or the port is in use.
     """
     ring = _key_ring(settings)
     allow_connections()

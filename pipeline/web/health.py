@@ -56,7 +56,7 @@ def serve_health(
     """Serve health and metrics of this process on every interface, from a thread.
 
     The probes are called for each request, in another thread, and must not block. Raises
-    ``TallyportError`` when the port is in use. Call ``close()`` at the end.
+    ``ConfigurationError`` when the port is in use. Call ``close()`` at the end.
     """
     listener = bind("0.0.0.0", port, "TALLYPORT_HEALTH_PORT")
     return BackgroundServer(Starlette(routes=health_routes(part, ready, live=live)), listener)

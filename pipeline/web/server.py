@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import uvicorn
 
-from pipeline.core.errors import ConfigurationError, TallyportError
+from pipeline.core.errors import ConfigurationError
 from pipeline.web.guarded_http import GuardedHttp
 
 Application = Callable[
@@ -32,7 +32,7 @@ _KEEP_ALIVE_S = 75
 def bind(host: str, port: int, purpose: str) -> socket.socket:
     """A listening socket; port 0 takes any free one. ``purpose`` names it in the error.
 
-    Raises ``TallyportError`` when the address cannot be had, naming it.
+    Raises ``ConfigurationError`` when the address cannot be had, naming it.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named, asyncio turns Nagle's algorithm off, or each answer waits 40 ms.
@@ -44,7 +44,7 @@ def bind(host: str, port: int, purpose: str) -> socket.socket:
     except OSError as error:
         listener.close()
         why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
-        raise TallyportError(f"{purpose}: port {port} on {host} {why}") from error
+        raise ConfigurationError(f"{purpose}: port {port} on {host} {why}") from error
     return listener
 
 

@@ -54,7 +54,7 @@ def test_a_port_in_use_is_named(server: LedgerProcess) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         server.port = other.getsockname()[1]
         status, message = refusal(server)
-    assert status == 1
+    assert status == 2
     assert str(server.port) in message
     assert "TALLYPORT_LEDGER_PORT" in message
     assert len(message.splitlines()) == 1

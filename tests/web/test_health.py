@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from starlette.responses import PlainTextResponse
 
 from pipeline import metrics
-from pipeline.core.errors import TallyportError
+from pipeline.core.errors import ConfigurationError
 from pipeline.core.rejections import REASONS
 from pipeline.web.health import serve_health
-from pipeline.web.loopback import is_loopback
+from pipeline.web.loopback import LoopbackOnly, is_loopback
 
 
 @pytest.fixture
@@ -73,7 +74,9 @@ def test_a_part_shows_only_what_it_counts_itself(part: metrics.Part) -> None:
 def test_a_port_in_use_is_an_error_that_names_it() -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(TallyportError, match=f"TALLYPORT_HEALTH_PORT: port {port} .* in use"):
+        with pytest.raises(
+            ConfigurationError, match=f"TALLYPORT_HEALTH_PORT: port {port} .* in use"
+        ):
             serve_health(port, "sink")
 
 
@@ -106,3 +109,18 @@ def test_every_reason_of_rejection_shows_from_the_start() -> None:
 )
 def test_what_counts_as_this_machine(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("base", "origin", "status"),
+    [
+        ("http://localhost:8080", "http://localhost:8080", 200),
+        ("https://localhost:8080", "https://localhost:8080", 200),
+        ("https://localhost:8080", "http://localhost:8080", 403),
+        ("http://localhost:8080", "http://localhost:8081", 403),
+    ],
+)
+async def test_a_page_of_ours_has_our_own_scheme(base: str, origin: str, status: int) -> None:
+    transport = httpx.ASGITransport(LoopbackOnly(PlainTextResponse("ours")))
+    async with httpx.AsyncClient(transport=transport, base_url=base) as client:
+        assert (await client.get("/", headers={"Origin": origin})).status_code == status

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from pipeline.core.errors import Refused, TallyportError
+from pipeline.core.errors import ConfigurationError, Refused
 
 HOST: Final = "127.0.0.1"
 _LOCK_FILE: Final = "lock"
@@ -45,7 +45,7 @@ def listen(port: int) -> socket.socket:
     """A socket listening on ``port`` of this machine only; 0 takes any free one.
 
     Raises:
-        TallyportError: the port cannot be had; the message names it.
+        ConfigurationError: the port cannot be had; the message names it.
     """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -57,5 +57,5 @@ def listen(port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
-        raise TallyportError(f"TALLYPORT_LEDGER_PORT: port {port} on {HOST} {why}") from error
+        raise ConfigurationError(f"TALLYPORT_LEDGER_PORT: port {port} on {HOST} {why}") from error
     return listener

@@ -113,7 +113,7 @@ def run_ledger_server(settings: Settings) -> int:
 
     Raises:
         Refused: another process serves this folder.
-        TallyportError: the port is in use.
+        ConfigurationError: the port is in use.
     """
     with (
         folder_lock(settings.data_dir / "ledger"),
