@@ -29,7 +29,7 @@ class LoopbackOnly:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = _refusal(Headers(scope=scope))
+        refusal = _refusal(Headers(scope=scope), scope.get("scheme", "http"))
         if refusal is None:
             await self._app(scope, receive, send)
             return
@@ -38,11 +38,11 @@ class LoopbackOnly:
         await response(scope, receive, send)
 
 
-def _refusal(headers: Headers) -> str | None:
+def _refusal(headers: Headers, scheme: str) -> str | None:
     hosts = headers.getlist("host")
     if len(hosts) != 1 or not _names_loopback(hosts[0]):
         return "without a keys file only a loopback Host is answered"
-    if any(origin != f"http://{hosts[0]}" for origin in headers.getlist("origin")):
+    if any(origin != f"{scheme}://{hosts[0]}" for origin in headers.getlist("origin")):
         return "without a keys file no foreign Origin is answered"
     return None
 
