@@ -15,7 +15,7 @@ import click
 
 from pipeline.cli.context import run_async
 from pipeline.cli.lines import Line, follow_lines
-from pipeline.cli.output import as_json, print_json, progress
+from pipeline.cli.output import as_json, print_json, printable, progress
 from pipeline.cli.transports import connected
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class _Report:
         if len(self.rejections) < _SHOWN_REJECTIONS:
             self.rejections.append({"line": line, "reason": reason, "detail": detail})
             if not quiet:
-                click.echo(f"line {line}: {reason}: {detail}", err=True)
+                click.echo(printable(f"line {line}: {reason}: {detail}"), err=True)
 
     @property
     def answered(self) -> int:
@@ -205,5 +205,5 @@ def _show(report: _Report, json_wanted: bool) -> int:
     else:
         click.echo(f"sent {report.sent}, rejected {report.rejected}, failed {report.failed}")
     if report.trouble:
-        click.echo(f"tallyport: {report.trouble}", err=True)
+        click.echo(printable(f"tallyport: {report.trouble}"), err=True)
     return 1 if report.rejected or report.failed else 0

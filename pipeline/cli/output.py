@@ -1,6 +1,7 @@
 """How results reach the user: tables on stdout, JSON with ``--json``, progress on stderr."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,15 @@ import click
 
 as_json = click.option("--json", "json_wanted", is_flag=True, help="Print JSON.")
 """Adds ``--json``, handed on as ``json_wanted``."""
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, without characters that a terminal would obey: ids and messages come
+    from others."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def print_json(value: object) -> None:
@@ -55,7 +65,7 @@ def _cell(value: object) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return _plain(value) if isinstance(value, Decimal | datetime) else str(value)
+    return printable(_plain(value))
 
 
 def _is_number(value: object) -> bool:

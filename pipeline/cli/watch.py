@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from pipeline.cli.context import run_async
-from pipeline.cli.output import as_json, print_json, print_table
+from pipeline.cli.output import as_json, print_json, print_table, printable
 from pipeline.core.errors import TallyportError
 
 if TYPE_CHECKING:
@@ -224,13 +224,11 @@ def _print_changes(changes: Iterable[_Change], json_wanted: bool) -> None:
         if json_wanted:
             print_json(fields)
         elif record is None:
-            click.echo(f"{key} deleted")
+            click.echo(printable(f"{key} deleted"))
         else:
             limit = "" if fields["hard_cap"] is None else f" of {fields['hard_cap']}"
-            click.echo(
-                f"{fields['scope']} {fields['unit']} {fields['period']}: {fields['status']}, "
-                f"used {fields['used']}{limit}"
-            )
+            line = f"{fields['scope']} {fields['unit']} {fields['period']}: {fields['status']}, "
+            click.echo(printable(f"{line}used {fields['used']}{limit}"))
     sys.stdout.flush()
 
 
@@ -260,6 +258,7 @@ async def _show_table(board: _Board, changes: AsyncGenerator[list[_Change]]) -> 
 
 def _rendered(table: "StateTable", height: int) -> "Table":
     from rich.table import Table
+    from rich.text import Text
 
     records = _ranked(table)
     shown = records[: max(1, height - _TABLE_MARGIN)]
@@ -273,5 +272,6 @@ def _rendered(table: "StateTable", height: int) -> "Table":
     for record in shown:
         fields = _fields(record)
         cells = ["-" if fields[column] is None else str(fields[column]) for column in _COLUMNS]
-        drawn.add_row(*cells, style=_STYLES[fields["status"]])
+        # As text: an id is no markup.
+        drawn.add_row(*(Text(printable(cell)) for cell in cells), style=_STYLES[fields["status"]])
     return drawn
