@@ -33,6 +33,8 @@ Headers = list[tuple[str, bytes]]
 _WHITESPACE: Final = b" \t\r\n"
 _STRUCTURED: Final[Headers] = [("content-type", f"{CLOUDEVENT}; charset=utf-8".encode())]
 _NONE: Final[Headers] = []
+_LINE: Final = re.compile(rb"[^ \t\r\n][^\n]*")
+"""A line with more than white space, from its first character on."""
 _SEAM: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{\]},]', re.DOTALL)
 _raw_array: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -74,8 +76,9 @@ def take_apart(
     cannot be taken apart. Raises ``Problem`` 413 beyond ``MAX_EVENTS``.
     """
     if name in NDJSON:
-        lines = (line.strip(_WHITESPACE) for line in body.split(b"\n"))
-        return _counted([Submitted(line) for line in lines if line])
+        if sum(1 for _ in _LINE.finditer(body)) > MAX_EVENTS:
+            raise _too_many()
+        return [Submitted(line[0].strip(_WHITESPACE)) for line in _LINE.finditer(body)]
     if name == CLOUDEVENT:
         return [Submitted(body, _STRUCTURED)]
     if name == CLOUDEVENT_BATCH:
@@ -95,13 +98,15 @@ def _array(body: bytes, headers: Headers, otherwise: Rejection) -> list[Submitte
         loose = _split_loosely(body)
         if loose is None:
             return [otherwise]
-        return _counted([Submitted(element, headers) for element in loose])
-    return _counted([Submitted(bytes(raw), headers, True) for raw in elements])
+        return [Submitted(element, headers) for element in loose]
+    if len(elements) > MAX_EVENTS:
+        raise _too_many()
+    return [Submitted(bytes(raw), headers, True) for raw in elements]
 
 
 def _split_loosely(body: bytes) -> list[bytes] | None:
     """The elements of an array by its brackets and commas alone, so that one broken element does
-    not spoil the others; None when the brackets do not match up."""
+    not spoil the others; None when the brackets do not match up. Raises ``Problem`` 413."""
     text = body.strip(_WHITESPACE)
     if text[:1] != b"[" or text[-1:] != b"]":
         return None
@@ -114,6 +119,8 @@ def _split_loosely(body: bytes) -> list[bytes] | None:
         elif token == b"," and depth == 1:
             elements.append(text[start : match.start()].strip(_WHITESPACE))
             start = match.end()
+            if len(elements) >= MAX_EVENTS:  # and one more follows
+                raise _too_many()
         elif token in (b"]", b"}"):
             depth -= 1
             if depth == 0 and match.end() < len(text):
@@ -123,10 +130,8 @@ def _split_loosely(body: bytes) -> list[bytes] | None:
     return [*elements, text[start:-1].strip(_WHITESPACE)]
 
 
-def _counted(found: list[Submitted]) -> list[Submitted | Rejection]:
-    if len(found) > MAX_EVENTS:
-        raise Problem(413, f"{len(found)} events in one request, at most {MAX_EVENTS}")
-    return [*found]
+def _too_many() -> Problem:
+    return Problem(413, f"more than {MAX_EVENTS:,} events in one request")
 
 
 def _binary_headers(http_headers: Iterable[tuple[str, str]]) -> Headers:

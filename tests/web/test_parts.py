@@ -10,7 +10,7 @@ from pipeline.core.errors import ConfigurationError, InvalidField
 from pipeline.core.rejections import Rejection
 from pipeline.core.scopes import RecordKey
 from pipeline.web.bodies import InFlight
-from pipeline.web.event_forms import Submitted, take_apart
+from pipeline.web.event_forms import MAX_EVENTS, NDJSON, Submitted, take_apart
 from pipeline.web.event_log import EventLog, Outgoing
 from pipeline.web.key_file import KeyTable, create_key, read_keys
 from pipeline.web.problems import Problem
@@ -137,3 +137,26 @@ def test_a_damaged_keys_file_is_an_error(tmp_path: Path, text: str) -> None:
         read_keys(path)
     path.write_text("")
     assert read_keys(path) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "one", "between", "tail"),
+    [
+        (NDJSON[0], b" \n", b" {} \r", b"\n", b"\n \n"),
+        ("application/json", b"[", b"{}", b",", b"]"),
+        ("application/json", b"[", b"{'}", b",", b"]"),
+    ],
+)
+def test_a_request_has_a_bounded_number_of_events(
+    name: str, head: bytes, one: bytes, between: bytes, tail: bytes
+) -> None:
+    found = take_apart(head + between.join([one] * MAX_EVENTS) + tail, name)
+    assert len(found) == MAX_EVENTS
+    assert all(isinstance(each, Submitted) and each.value == one.strip() for each in found)
+    with pytest.raises(Problem, match="more than 1,000 events") as refused:
+        take_apart(head + between.join([one] * (MAX_EVENTS + 1)) + tail, name)
+    assert refused.value.status == 413
+
+
+def test_white_space_is_no_event() -> None:
+    assert take_apart(b" " * 500_000 + b"\n" * 500_000, NDJSON[0]) == []
