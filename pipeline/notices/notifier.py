@@ -19,6 +19,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 from aiokafka.errors import IllegalOperation, KafkaError
 
@@ -319,9 +320,9 @@ def _measure(book: NoticeBook) -> None:
 
 
 def _shown(place: str) -> str:
-    """A place for the log: of a URL no more than its host, as its path may be a secret."""
-    scheme, colon, rest = place.partition("://")
-    return f"{scheme}{colon}{rest.partition('/')[0]}" if colon else place
+    """A place for the log: of a URL no more than its host, as the rest may be a secret."""
+    parts = urlsplit(place)
+    return f"{parts.scheme}://{parts.hostname}" if parts.netloc else place
 
 
 def _now_ms() -> int:

@@ -26,6 +26,10 @@ MAX_ANSWER_BYTES = 16 * 1024
 
 _PORTS = {"http": 80, "https": 443}
 _GONE = 410
+_CREDENTIALS = frozenset(
+    map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "192.0.0.192"))
+)
+"""Where clouds serve credentials outside of the link-local range."""
 
 
 class _Target(NamedTuple):
@@ -65,7 +69,12 @@ class Webhooks:
                 status = await self._post(target, headers, body)
         except TimeoutError as error:
             raise NotSent(f"{target.where} did not answer in {POST_TIMEOUT_S:.0f} s") from error
-        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+        except (
+            OSError,
+            asyncio.IncompleteReadError,
+            asyncio.LimitOverrunError,
+            ValueError,
+        ) as error:
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise NotSent(f"{target.where}: {why}") from error
         _judge(target, status)
@@ -131,12 +140,21 @@ async def _resolved(target: _Target) -> list[str]:
 
 
 def is_forbidden(address: str) -> bool:
-    """Whether it is link-local (metadata services), multicast, unspecified or reserved."""
+    """Whether it is link-local or another one of metadata services, multicast, unspecified or
+    reserved, or leads to such a one through a tunnel."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
+    if isinstance(ip, ipaddress.IPv4Address):
+        return _is_forbidden(ip)
+    if ip.ipv4_mapped is not None:
+        return _is_forbidden(ip.ipv4_mapped)
+    inner = [*(ip.teredo or ()), *([ip.sixtofour] if ip.sixtofour else [])]
+    return any(map(_is_forbidden, (ip, *inner)))
+
+
+def _is_forbidden(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     reserved = ip.is_reserved and not ip.is_loopback
-    return ip.is_link_local or ip.is_multicast or ip.is_unspecified or reserved
+    never = ip.is_link_local or ip.is_multicast or ip.is_unspecified or reserved
+    return never or ip in _CREDENTIALS
 
 
 def _head(target: _Target, headers: dict[str, str], length: int) -> bytes:

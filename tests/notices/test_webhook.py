@@ -123,7 +123,8 @@ async def test_nobody_there() -> None:
 @pytest.mark.parametrize(
     "address",
     ["169.254.169.254", "fe80::1", "fe80::1%eth0", "::ffff:169.254.169.254", "0.0.0.0", "::",
-     "224.0.0.1", "255.255.255.255", "240.0.0.1"],
+     "224.0.0.1", "255.255.255.255", "240.0.0.1", "fd00:ec2::254", "100.100.100.200",
+     "192.0.0.192", "2002:a9fe:a9fe::1", "2001:0:a9fe:a9fe::1", "2001:0:5db8:d822::5601:5601"],
 )  # fmt: skip
 async def test_addresses_that_are_not_posted_to(
     address: str, monkeypatch: pytest.MonkeyPatch
@@ -139,3 +140,9 @@ async def test_addresses_that_are_not_posted_to(
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.1.2.3", "93.184.216.34", "::1", "2606::1"])
 def test_addresses_that_are(address: str) -> None:
     assert not is_forbidden(address)
+
+
+async def test_a_head_without_an_end_is_an_answer_that_failed() -> None:
+    headers = {"X-Long": "x" * 2 * webhook.MAX_ANSWER_BYTES}
+    with receiver(Receiver(headers=headers)) as at, pytest.raises(NotSent, match="limit"):
+        await Webhooks(SECRET).send(MESSAGE, at.url, "abc", 1)
