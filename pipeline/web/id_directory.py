@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from clickhouse_connect.driver.client import Client
 
-from pipeline.core.budgets import DISABLED, State, state_fields
+from pipeline.core.budgets import DISABLED, State, StateRecord, state_fields
 from pipeline.core.money import format_nano
 from pipeline.core.scopes import format_scope, is_wildcard, scope_kind
 from pipeline.ledger.filters import UsageFilters
@@ -54,7 +54,7 @@ class Listed(NamedTuple):
     """One line of a list: an id, and of its budgets the one closest to its hard cap."""
 
     usage: IdUsage
-    tightest: dict[str, Any] | None
+    tightest: StateRecord | None
     share_ppm: int
     """Used of the hard cap in millionths; -1 without one."""
 
@@ -142,24 +142,22 @@ class IdDirectory:
             if scope.startswith(prefix) and caller.may_see_id(scope)
         }
 
-    def _tightest(self, kind: str, caller: Caller) -> dict[str, tuple[dict[str, Any], int]]:
+    def _tightest(self, kind: str, caller: Caller) -> dict[str, tuple[StateRecord, int]]:
         """By id: the state that is closest to its hard cap."""
         now_ms = self._states.now_ms()
-        closest: dict[str, tuple[int, State, int, int]] = {}
+        closest: dict[str, tuple[StateRecord, int]] = {}
         for entry in self._states.mirror.everything():
-            state, version, as_of_ms = entry.record
+            state = entry.record.state
             if scope_kind(state.scope) != kind or is_wildcard(state.scope):
                 continue
             if not caller.may_see(state.scope):
                 continue
             share_ppm = share_of(state, now_ms)
             shown = format_scope(state.scope).partition(":")[2]
-            if share_ppm > closest.get(shown, (-2,))[0]:
-                closest[shown] = (share_ppm, state, version, as_of_ms)
-        return {
-            shown: (state_fields(state, version, as_of_ms), share_ppm)
-            for shown, (share_ppm, state, version, as_of_ms) in closest.items()
-        }
+            known = closest.get(shown)
+            if known is None or share_ppm > known[1]:
+                closest[shown] = (entry.record, share_ppm)
+        return closest
 
 
 def share_of(state: State, now_ms: int) -> int:
@@ -182,7 +180,7 @@ def listed_fields(one: Listed, kind: str, currency: str) -> dict[str, Any]:
         "cost_nano": usage.cost_nano,
         "currency": currency,
         "unpriced_requests": usage.unpriced_requests,
-        "tightest": one.tightest,
+        "tightest": None if one.tightest is None else state_fields(*one.tightest),
         "cap_used_pct": None if one.share_ppm < 0 else one.share_ppm // 10_000,
     }
 

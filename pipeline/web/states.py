@@ -2,8 +2,10 @@
 call may go ahead."""
 
 import time
+from bisect import bisect_right
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Annotated, Any
 
 import msgspec
@@ -25,7 +27,7 @@ from pipeline.core.errors import InvalidField
 from pipeline.core.explain import dearest_token_nano
 from pipeline.core.money import parse_nano
 from pipeline.core.prices import PriceVersion
-from pipeline.core.scopes import PERIODS, UNITS, parse_scope
+from pipeline.core.scopes import PERIODS, UNITS, parse_scope, record_key
 from pipeline.core.windows import format_ms
 from pipeline.web.gate import ASKERS, Caller, Gate
 from pipeline.web.json_bodies import json_answer, read_json
@@ -82,22 +84,23 @@ class StateEndpoints:
             raise unavailable(self._feed.problems()[0])
         limit = whole_number(request, "limit", 1, MAX_STATES, MAX_STATES)
         start = request.query_params.get("after", "")
-        rows = sorted(
+        found = sorted(
             (
-                change_fields(key_of(record), record, partition)
-                for record, partition in self._wanted(request)
-                if caller.may_see(record.state.scope)
+                (record_key(*key_of(entry.record)), entry)
+                for entry in self._wanted(request)
+                if caller.may_see(entry.record.state.scope)
             ),
-            key=lambda fields: str(fields["key"]),
+            key=itemgetter(0),
         )
-        rows = [fields for fields in rows if str(fields["key"]) > start]
-        more = len(rows) > limit
-        rows = rows[:limit]
+        first = bisect_right(found, start, key=itemgetter(0))
+        page = found[first : first + limit]
+        more = len(found) > first + limit
+        rows = [change_fields(key_of(record), record, partition) for _, (record, partition) in page]
         return json_answer(
             {
                 **self._standing(ring),
                 "states": rows,
-                "next": rows[-1]["key"] if more else None,
+                "next": page[-1][0] if more else None,
             }
         )
 
