@@ -16,10 +16,12 @@ from pipeline.web.gate import READERS, Caller, Gate
 from pipeline.web.json_bodies import json_answer
 from pipeline.web.key_file import Key
 from pipeline.web.key_ring import KeyRing
+from pipeline.web.problems import unavailable
 from pipeline.web.query import choice, known, whole_number
 
 MAX_CHANGES = 1_000
 DEFAULT_CHANGES = 100
+READS_AT_ONCE = 4
 SUBJECTS = ("policy", "price", "name", "key")
 _CURSOR = re.compile(r"([0-9]{1,19})-([0-9]{1,9})")
 
@@ -38,6 +40,7 @@ class ChangesEndpoint:
         self._client = client
         self._topic = topic
         self._ring = ring
+        self._reading = 0
 
     def routes(self, gate: Gate) -> list[Route]:
         return [gate.route("/v1/changes", self._get, READERS)]
@@ -48,7 +51,13 @@ class ChangesEndpoint:
         what = choice(request, "what", SUBJECTS)
         of_keys = key_changes(self._ring.history()) if self._ring is not None else []
         cursor = _cursor(request, len(of_keys))
-        page = await read_changes(self._client, self._topic, limit, cursor.offset)
+        if self._reading >= READS_AT_ONCE:
+            raise unavailable("too many read the changes now")
+        self._reading += 1
+        try:
+            page = await read_changes(self._client, self._topic, limit, cursor.offset)
+        finally:
+            self._reading -= 1
         of_keys = of_keys[: cursor.keys]
         merged: list[Change] = []
         logged = [*page.changes]

@@ -27,6 +27,7 @@ from pipeline.web.query import known, moment
 from pipeline.web.rate_feed import RateFeed
 
 MAX_RATES = 1_000
+CHANGES_WAITING = 32
 SEEN_TIMEOUT_S = 2.0
 _TOKEN_DECIMALS = 18
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -50,6 +51,7 @@ class PriceEndpoints:
         self._lead_s = lead_s
         self._currency = currency
         self._turn = asyncio.Lock()
+        self._waiting = 0
 
     def routes(self, gate: Gate) -> list[Route]:
         return [
@@ -111,15 +113,21 @@ class PriceEndpoints:
             raise InvalidField("rates", f"must be a list of 1 to {MAX_RATES} rates")
         now = datetime.now(UTC)
         rates = [parse_rate(completed(as_object(record), now, self._lead_s)) for record in records]
-        async with self._turn:
-            offsets = await publish_rates(
-                self._client,
-                self._topics,
-                caller.name,
-                rates,
-                lead_s=self._lead_s,
-                currency=self._currency,
-            )
+        if self._waiting >= CHANGES_WAITING:
+            raise unavailable("too many changes are under way")
+        self._waiting += 1
+        try:
+            async with self._turn:
+                offsets = await publish_rates(
+                    self._client,
+                    self._topics,
+                    caller.name,
+                    rates,
+                    lead_s=self._lead_s,
+                    currency=self._currency,
+                )
+        finally:
+            self._waiting -= 1
         if offsets:
             await self._feed.wait_for(offsets[-1] + 1, SEEN_TIMEOUT_S)
         return json_answer({"written": len(offsets), "rates": [rate_record(one) for one in rates]})

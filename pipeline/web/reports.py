@@ -1,7 +1,8 @@
 """``POST /v1/reports/weekly`` for schedulers, and ``GET /v1/notices``: what was sent to whom."""
 
+import contextlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipeline.web.query import choice, known, whole_number
 SEND_WAIT_S = 25.0
 MAX_NOTICES = 1_000
 DEFAULT_NOTICES = 100
+READS_AT_ONCE = 4
 _STATUSES = ("pending", "sent", "dead")
 
 
@@ -34,6 +36,7 @@ class ReportEndpoints:
         self._destinations = Destinations(settings)
         self._client = client
         self._topic = topic
+        self._reading = 0
 
     def routes(self, gate: Gate) -> list[Route]:
         return [
@@ -50,9 +53,10 @@ class ReportEndpoints:
             raise unavailable(f"no report can be mailed while these are not set: {names}", 60)
         week = last_week(datetime.now(UTC).date())
         notice_id = next(iter(week_cover(week)))
-        notice, was_there = await request_report(
-            self._client, self._topic, week, notice_id, SEND_WAIT_S
-        )
+        with self._one_of_few():
+            notice, was_there = await request_report(
+                self._client, self._topic, week, notice_id, SEND_WAIT_S
+            )
         if notice is not None and not notice.is_pending and notice.is_dead:
             errors = "; ".join(one.error for one in notice.deliveries if one.error)
             raise Problem(502, f"the report was given up: {errors}")
@@ -70,13 +74,25 @@ class ReportEndpoints:
         if not hmac.compare_digest(given, self._secret.encode()):
             raise Problem(401, "the secret is missing or wrong: X-Cron-Secret or ?secret=")
 
+    @contextlib.contextmanager
+    def _one_of_few(self) -> Generator[None]:
+        """Lets few read the topic at a time, or wait for a report. Raises ``Problem`` 503."""
+        if self._reading >= READS_AT_ONCE:
+            raise unavailable("too many ask for reports or notices now")
+        self._reading += 1
+        try:
+            yield
+        finally:
+            self._reading -= 1
+
     async def _notices(self, request: Request, caller: Caller) -> Response:
         known(request, ("limit", "status"))
         if caller.ports is not None:
             raise Problem(403, "a key that is limited to ports may not see what is sent")
         limit = whole_number(request, "limit", 1, MAX_NOTICES, DEFAULT_NOTICES)
         status = choice(request, "status", _STATUSES)
-        book = await read_book(self._client, self._topic)
+        with self._one_of_few():
+            book = await read_book(self._client, self._topic)
         found = [
             notice_fields(notice)
             for notice in sorted(book.notices.values(), key=lambda one: (-one.at_ms, one.id))
