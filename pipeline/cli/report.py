@@ -46,7 +46,7 @@ def weekly(day: datetime | None, file: Path | None, mail_wanted: bool, json_want
     first_day = last_week(today) if day is None else week_of(_utc_date(day))
     with ledger_reader(configured) as client:
         figures = read_weekly(client, first_day, today, configured.currency)
-    message = report_message(figures, {})
+    message = report_message(figures, _names(configured) if mail_wanted else {})
     if file is not None:
         file.write_text(message.html, "utf-8")
     receivers = _mail(configured, message) if mail_wanted else []
@@ -87,6 +87,18 @@ def notices(status: str | None, json_wanted: bool) -> None:
 
 def _utc_date(at: datetime) -> date:
     return at.astimezone(UTC).date()
+
+
+def _names(configured: "Settings") -> dict[str, str]:
+    """Display names by scope; none where Kafka cannot tell them, as a report goes without too."""
+    from pipeline.core.errors import TallyportError
+    from pipeline.stream.name_log import load_names
+
+    try:
+        table = on_kafka(lambda kafka: load_names(kafka.client, kafka.topics), configured)
+    except TallyportError:
+        return {}
+    return {scope: name.display_name for scope, name in table.names.items() if name.display_name}
 
 
 def _mail(configured: "Settings", message: "Message") -> list[str]:
