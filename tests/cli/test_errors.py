@@ -64,7 +64,15 @@ def test_no_kafka_anywhere_says_what_to_set(tallyport: Command, arguments: tuple
 
 
 @pytest.mark.parametrize(
-    "arguments", [("topics",), ("watch", "--once"), ("emit",), ("prices", "list"), ("audit",)]
+    "arguments",
+    [
+        ("topics",),
+        ("watch", "--once"),
+        ("emit",),
+        ("prices", "list"),
+        ("audit",),
+        ("forget", "user:u1"),  # without a terminal nothing is asked first
+    ],
 )
 def test_a_kafka_that_does_not_answer(tallyport: Command, arguments: tuple[str, ...]) -> None:
     assert_one_line(tallyport(*arguments, KAFKA_BOOTSTRAP=NOWHERE), 1, NOWHERE)
