@@ -242,8 +242,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                     break
             for task in self._all_tasks():
                 if not task.done():
-                    # It never began: its first step was dropped when its process died.
-                    with contextlib.suppress(RuntimeError):
+                    # It never began: its first step was dropped when its process died. What does
+                    # begin and comes to an armed point is killed there, as before.
+                    with contextlib.suppress(RuntimeError, Killed):
                         task.get_coro().close()
         finally:
             _set_running_loop(None)
