@@ -239,11 +239,19 @@ def test_the_example_is_capped_while_it_runs(
             for number in range(10):
                 until(lambda: get(url) == 200, f"call {number} to fit into {cap}")
             assert [get(url) for _ in range(5)] == [402] * 5
+        # What a call used is on disk when it returns, and sent when Kafka takes it.
+        until(lambda: used_of(deployment, port_id) >= cap, "the events to arrive")
     finally:
         service.terminate()
         assert service.wait(30) in (0, -signal.SIGTERM)
-    events = events_of(deployment, port_id)
-    assert sum(event["input_tokens"] + event["output_tokens"] for event in events) == cap
+    assert used_of(deployment, port_id) == cap
+
+
+def used_of(deployment: Deployment, port_id: str) -> int:
+    """The tokens of a port's events in Kafka."""
+    return sum(
+        event["input_tokens"] + event["output_tokens"] for event in events_of(deployment, port_id)
+    )
 
 
 def ask(deployment: Deployment, **asked: Any) -> dict[str, Any]:
