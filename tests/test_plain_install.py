@@ -93,7 +93,9 @@ def test_everything_that_belongs_to_it_is_in_the_wheel(wheel: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert packed == here
-    assert {Path(name).suffix for name in packed} == {".py", ".json", ".sql", ".sha256"}
+    own = {".py", ".json", ".sql", ".sha256"}
+    page = {".html", ".css", ".js", ".svg"}
+    assert {Path(name).suffix for name in packed} == own | page
 
 
 def test_a_meter_imports_the_standard_library_and_its_dependency_alone(folder: Path) -> None:

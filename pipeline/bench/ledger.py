@@ -16,6 +16,7 @@ from clickhouse_connect.driver.client import Client
 from pipeline.bench.ledger_blocks import BLOCK_ROWS, priced_blocks
 from pipeline.bench.ledger_queries import asked_queries
 from pipeline.core.blocks import PricedBlock, encode_block
+from pipeline.kafka import client_kwargs
 from pipeline.ledger.client import LedgerAddress, connect, ledger_address
 from pipeline.ledger.columns import by_month, entries_table
 from pipeline.ledger.day_marks import DayMarks
@@ -24,6 +25,7 @@ from pipeline.ledger.migrate import migrate_address
 from pipeline.ledger.rollup import close_day
 from pipeline.ops.deployment import Deployment
 from pipeline.settings import Settings
+from pipeline.stream.epoch import identities
 from pipeline.stream.topics import Topics, create_or_check
 
 DAYS = 365
@@ -233,7 +235,13 @@ async def _sink(
     own, address = await asyncio.to_thread(_elsewhere, deployment.settings, "bench_sink")
     await create_or_check(own)
     topics = Topics(own.topic_prefix)
-    epoch = {"epoch": 1, "id": str(uuid.uuid4()), "created_at": "2026-01-01T00:00:00.000Z"}
+    epoch = {
+        "epoch": 1,
+        "id": str(uuid.uuid4()),
+        "created_at": "2026-01-01T00:00:00.000Z",
+        "topic_ids": await identities(client_kwargs(own), topics),
+        "partitions": own.partition_count,
+    }
     kafka: dict[str, Any] = {"bootstrap_servers": own.kafka_bootstrap, "max_request_size": 8 << 20}
     async with AIOKafkaProducer(**kafka) as producer:
         await producer.send_and_wait(topics.epoch, json.dumps(epoch).encode(), partition=0)

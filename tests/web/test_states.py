@@ -134,7 +134,13 @@ async def test_the_stream_tells_all_then_changes_and_resumes(api: ApiProcess) ->
             _, beat, _ = stream.next("heartbeat")
             assert beat["through"] == {"0": 5, "1": 7}
         gone = {"scope": "org:s", "unit": "tokens", "period": "month", "deleted": True}
-        await api.put_states(state("org:t", 3), gone)
+        added = state("org:t", 3)
+        await api.put_states(added, gone)
+        wait_for(api, "org:t|tokens|month", added["version"])
+        deadline_s = time.monotonic() + 30
+        while client.get("/v1/state?scope=org:s").json()["states"]:
+            assert time.monotonic() < deadline_s
+            await asyncio.sleep(0.02)
         with client.stream("GET", "/v1/state/stream", headers={"Last-Event-ID": last_id}) as again:
             told = [one for one in Stream(again).until("synced") if one[0] != "heartbeat"]
         assert [name for name, _, _ in told][-1] == "synced"
