@@ -1,12 +1,14 @@
 """The one currency of a ledger: amounts of two would be added up as if they were one."""
 
-from datetime import UTC, datetime
-
 from clickhouse_connect.driver.client import Client
 
 from pipeline.core.errors import Refused
 from pipeline.ledger.manifests import INSERT_SETTINGS
 
+# Not the driver's insert, which loads pandas and Arrow: a worker does without them.
+_SETTLE = """
+INSERT INTO ledger_currency (currency, written_at) SELECT {currency:String}, now64(6, 'UTC')
+"""
 _CURRENCY = "SELECT currency FROM ledger_currency ORDER BY written_at LIMIT 1"
 
 
@@ -24,10 +26,5 @@ def check_currency(client: Client, currency: str) -> bool:
 def settle_currency(client: Client, currency: str) -> None:
     """Makes ``currency`` the ledger's, if it has none yet; raises ``Refused`` as above."""
     if not check_currency(client, currency):
-        client.insert(
-            "ledger_currency",
-            [[currency, datetime.now(UTC)]],
-            column_names=("currency", "written_at"),
-            settings=INSERT_SETTINGS,
-        )
+        client.command(_SETTLE, parameters={"currency": currency}, settings=INSERT_SETTINGS)
         check_currency(client, currency)
