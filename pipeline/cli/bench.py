@@ -18,7 +18,6 @@ _USERS = 5_000
 _RATES = (200, 5_000)
 _SECONDS = 20
 _PERCENTILES = (50.0, 99.0)
-PARTS = ("worker", "sink", "api")
 
 
 @click.group(invoke_without_command=True)
@@ -34,7 +33,7 @@ def bench(ctx: click.Context, json_wanted: bool) -> None:
         return
     found = {
         "stream": run_async(_stream(_EVENTS, _ROUNDS, _USERS)),
-        "latency": run_async(_latency(_RATES, _SECONDS, PARTS)),
+        "latency": run_async(_latency(_RATES, _SECONDS, False)),
     }
     _show(found, json_wanted)
 
@@ -87,8 +86,7 @@ def stream(events: int, rounds: int, users: int, json_wanted: bool) -> None:
 @as_json
 def latency(rate: tuple[int, ...], seconds: int, worker_only: bool, json_wanted: bool) -> None:
     """Milliseconds from the sending of an event to its state at a subscriber."""
-    parts = ("worker",) if worker_only else PARTS
-    _show({"latency": run_async(_latency(rate, seconds, parts))}, json_wanted)
+    _show({"latency": run_async(_latency(rate, seconds, worker_only))}, json_wanted)
 
 
 @bench.command()
@@ -253,11 +251,12 @@ async def _stream(events: int, rounds: int, users: int) -> dict[str, object]:
 
 
 async def _latency(
-    rates: tuple[int, ...], seconds: int, parts: tuple[str, ...]
+    rates: tuple[int, ...], seconds: int, worker_only: bool
 ) -> list[dict[str, object]]:
     from pipeline.bench.latency import measure
-    from pipeline.ops.deployment import Deployment
+    from pipeline.ops.deployment import PARTS, Deployment
 
+    parts = ("worker",) if worker_only else PARTS
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
         async with Deployment(_own_settings(settings(), Path(folder)), parts) as deployment:
