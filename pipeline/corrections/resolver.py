@@ -248,7 +248,7 @@ class _Tenure:
             rejected = _rejected_record(record, rejection)
             outbox.add(self._topics.rejected, record.partition, rejected)
         outbox.add(self._topics.resolver, 0, Record(PROGRESS_KEY, encode_progress(progress)))
-        written = await self._producer.commit(outbox, {}, another_follows=False)
+        written = await self._producer.commit(outbox)
         point("resolver-committed")
         self._progress = progress
         self._remember(resolved, written)

@@ -22,6 +22,8 @@ from pipeline.stream import (
     pricing,
     takeover,
 )
+from pipeline.stream.transaction import FencedProducer
+from pipeline.stream.turns import transactional_ids
 from tests.sim.scenario import scenario_of
 from tests.sim.simulation import simulate
 
@@ -57,6 +59,16 @@ def former_owners_are_not_fenced(patch: pytest.MonkeyPatch) -> None:
         return
 
     patch.setattr(ownership.Ownership, "_fence", fence)
+
+
+@mutant
+def one_of_two_ids_is_fenced(patch: pytest.MonkeyPatch) -> None:
+    async def fence_one(client: Any, owner: str) -> None:
+        producer = FencedProducer(client, transactional_ids(owner)[0], "")
+        await producer.start()
+        await producer.close()
+
+    patch.setattr(ownership, "fence", fence_one)
 
 
 @mutant
@@ -216,8 +228,9 @@ def a_failed_commit_goes_on(patch: pytest.MonkeyPatch) -> None:
         except Exception:
             for stage, flush in gathered.flushes:
                 stage.committed(flush)
-            self._producer._producer.failure = None
-            self._producer._producer.is_in_transaction = False
+            for turn in self._producer._producers:
+                turn._producer.failure = None
+                turn._producer.is_in_transaction = False
 
     patch.setattr(flush_loop.FlushLoop, "_commit", hopeful)
 
