@@ -57,7 +57,8 @@ async def measure(
 ) -> dict[str, object]:
     """Sends ``rate`` events a second; a worker must be running.
 
-    Times in ms; ``lost`` probes never showed; ``over_500_ms`` counts stalls.
+    Times in ms; ``sent_per_s`` is the rate that was reached; ``lost`` probes never showed;
+    ``over_500_ms`` counts stalls.
     """
     client, topics = client_kwargs(settings), Topics(settings.topic_prefix)
     policies = [policy_from_object(policy) for policy in POLICIES]
@@ -82,7 +83,7 @@ async def measure(
         reader = asyncio.ensure_future(_read(consumer, probes))
         try:
             await _send(producer, topics.events, rate, warm_up_s + seconds, probes)
-            await asyncio.wait_for(load.wait(), LOAD_TIMEOUT_S)
+            took, _ = await asyncio.wait_for(load.communicate(), LOAD_TIMEOUT_S)
             await asyncio.sleep(SETTLE_S)
         finally:
             if load.returncode is None:
@@ -94,12 +95,14 @@ async def measure(
         raise TallyportError("the process that sends the load has failed")
     if not probes.seconds:
         raise TallyportError("no probe showed in budget.state: is a worker running?")
-    return _row(rate, Times(sorted(probes.seconds)), len(probes.sent_s))
+    sent = _probe_rate(rate) + (rate - _probe_rate(rate)) * (warm_up_s + seconds) / float(took)
+    return _row(rate, sent, Times(sorted(probes.seconds)), len(probes.sent_s))
 
 
-def _row(rate: int, times: Times, lost: int) -> dict[str, object]:
+def _row(rate: int, sent: float, times: Times, lost: int) -> dict[str, object]:
     return {
         "events_per_s": rate,
+        "sent_per_s": round(sent),
         "probes": len(times.seconds),
         **{f"p{p}_ms": round(1000 * times.at(p), 1) for p in (50, 90, 99)},
         "max_ms": round(1000 * times.seconds[-1], 1),
@@ -115,6 +118,7 @@ async def _load(settings: Settings, rate: int, seconds: int) -> asyncio.subproce
         *(sys.executable, "-m", "pipeline.bench.load"),
         *(str(argument) for argument in arguments),
         env=child_environ(settings, os.environ),
+        stdout=asyncio.subprocess.PIPE,
     )
 
 

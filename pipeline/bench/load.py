@@ -3,7 +3,8 @@
 python -m pipeline.bench.load RATE SECONDS INTERVAL_MS
 
 What is due is sent every INTERVAL_MS, without lingering. The broker's address and the topic's
-prefix come from the settings' environment variables.
+prefix come from the settings' environment variables. Prints how many seconds it took until the
+broker had all of it: more than SECONDS where the machine is too slow for the rate.
 """
 
 import asyncio
@@ -17,8 +18,8 @@ from producers.kafka import Publisher
 from producers.steady import steady
 
 
-async def load(bootstrap: str, topic: str, rate: int, seconds: int, interval_s: float) -> None:
-    """Sends ``rate`` events a second for ``seconds``; returns when all are acknowledged."""
+async def load(bootstrap: str, topic: str, rate: int, seconds: int, interval_s: float) -> float:
+    """Sends ``rate`` events a second for ``seconds``; the seconds until all are acknowledged."""
     events = steady(
         rate * seconds, time.time_ns() % 2**32, end=datetime.now(UTC), events_per_s=rate
     )
@@ -29,6 +30,7 @@ async def load(bootstrap: str, topic: str, rate: int, seconds: int, interval_s: 
             sent += await publisher.send_many([*itertools.islice(events, due - sent)])
             await asyncio.sleep(interval_s)
         await publisher.flush()
+    return time.perf_counter() - started_s
 
 
 def main() -> None:
@@ -36,7 +38,7 @@ def main() -> None:
     prefix = os.environ.get("TALLYPORT_TOPIC_PREFIX", "")
     rate, seconds, interval_ms = (int(argument) for argument in sys.argv[1:])
     bootstrap = os.environ["TALLYPORT_KAFKA_BOOTSTRAP"]
-    asyncio.run(load(bootstrap, f"{prefix}usage.events", rate, seconds, interval_ms / 1000))
+    print(asyncio.run(load(bootstrap, f"{prefix}usage.events", rate, seconds, interval_ms / 1000)))
 
 
 if __name__ == "__main__":
