@@ -239,7 +239,7 @@ def a_failed_commit_goes_on(patch: pytest.MonkeyPatch) -> None:
 def the_manifest_comes_first(patch: pytest.MonkeyPatch) -> None:
     write = writer.LedgerWriter.write
 
-    def backwards(self: Any, runs: Any) -> Any:
+    def backwards(self: Any, runs: Any, entries: Any) -> Any:
         client = self._connected()
         found = [
             manifest
@@ -250,7 +250,7 @@ def the_manifest_comes_first(patch: pytest.MonkeyPatch) -> None:
         ]
         with writer.ledger_errors(self._address):
             writer.write_manifests(client, found, writer.datetime.now(writer.UTC))
-        return write(self, runs)
+        return write(self, runs, entries)
 
     patch.setattr(writer.LedgerWriter, "write", backwards)
 
@@ -259,9 +259,9 @@ def the_manifest_comes_first(patch: pytest.MonkeyPatch) -> None:
 def a_failed_insert_is_taken_for_done(patch: pytest.MonkeyPatch) -> None:
     write = writer.LedgerWriter.write
 
-    def careless(self: Any, runs: Any) -> Any:
+    def careless(self: Any, runs: Any, entries: Any) -> Any:
         try:
-            return write(self, runs)
+            return write(self, runs, entries)
         except LedgerError:
             return 0
 
