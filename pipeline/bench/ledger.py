@@ -45,6 +45,7 @@ FRESH_BLOCK_ROWS = 250
 FRESH_S = 10
 WAIT_S = 300.0
 _POLL_S = 0.02
+_DRAIN_POLL_S = 0.5  # each look is a query beside the inserts
 
 _FILL = """
 INSERT INTO ledger_entries
@@ -269,7 +270,7 @@ async def _drained(client: Client, blocks: Sequence[PricedBlock]) -> float:
             rows, first_ms, last_ms, of_first = (int(value or 0) for value in row)
             if rows >= wanted:
                 return (rows - of_first) / max(0.001, (last_ms - first_ms) / 1000)
-            await asyncio.sleep(_POLL_S * 5)
+            await asyncio.sleep(_DRAIN_POLL_S)
 
 
 async def _fresh(
