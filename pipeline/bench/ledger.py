@@ -37,7 +37,7 @@ FILL_ROWS = 500_000
 REPEATS = 10
 INSERT_ROWS = 50_000
 """Of one insert of the direct contender: what the sink inserts at most at a time."""
-SINK_EVENTS = 300_000
+SINK_EVENTS = 500_000
 SINK_EVENTS_LEAST = 200_000
 """Fewer are over in a round or two."""
 FRESH_RATE = 5_000
