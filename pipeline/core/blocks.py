@@ -8,23 +8,18 @@ A block of corrections is one of the log of resolved corrections: its rows are d
 a mark with what further entries of an event have beside.
 """
 
+from typing import Any
+
 import msgspec
 
-from pipeline.core.events import Event
+from pipeline.core.events import Event, PricedEvent
 from pipeline.core.record_version import UNREADABLE, unreadable, wrong_version
 
 BLOCK_VERSION = 1
 
 EVENT_COLUMNS: tuple[str, ...] = Event.__struct_fields__
-PRICE_COLUMNS: tuple[str, ...] = (
-    "source_offset",
-    "recorded_at_ms",
-    "cost_nano",
-    "rate_id",
-    "price_status",
-    "price_estimated",
-)
-ROW_COLUMNS: tuple[str, ...] = EVENT_COLUMNS + PRICE_COLUMNS
+ROW_COLUMNS: tuple[str, ...] = PricedEvent.__struct_fields__
+PRICE_COLUMNS: tuple[str, ...] = ROW_COLUMNS[len(EVENT_COLUMNS) :]
 
 Mark = tuple[int, int, int, str, str, str, int]
 """The values of ``MARK_COLUMNS``."""
@@ -42,6 +37,8 @@ MARK_COLUMNS: tuple[str, ...] = (
 class PricedBlock(msgspec.Struct, array_like=True, gc=False):
     """``rows`` hold the values of ``ROW_COLUMNS`` in that order; ``cost_nano`` may be None.
 
+    They are tuples where a block was read; ``PricedEvent`` does as well where one is written.
+
     ``marks`` are those of the rows, in their order, in a block of corrections; else empty. There
     ``source_offset`` is the place of the correction, not one of ``[first_offset, next_offset)``.
     """
@@ -52,7 +49,7 @@ class PricedBlock(msgspec.Struct, array_like=True, gc=False):
     partition: int
     first_offset: int
     next_offset: int
-    rows: list[tuple]  # type: ignore[type-arg]
+    rows: list[tuple[Any, ...]]
     rejected: list[int]
     duplicates: list[int]
     forwarded: list[int]

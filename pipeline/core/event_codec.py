@@ -4,7 +4,7 @@ Two readers give the same answer. ``_decode_fast`` takes the usual valid event; 
 not take goes to ``_decode_carefully``, which states every rule and alone decides on reasons.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, cast
 
 import msgspec
@@ -20,7 +20,7 @@ from pipeline.core.cloudevents import (
     read_attributes,
 )
 from pipeline.core.event_fields import COUNTERS, FIELDS, FLAGS, OPTIONAL_TEXTS
-from pipeline.core.events import Event
+from pipeline.core.events import Event, PricedEvent
 from pipeline.core.json_text import MalformedJsonError, parse_json
 from pipeline.core.rejections import (
     BAD_TIMESTAMP,
@@ -60,8 +60,9 @@ class TimeLimits(msgspec.Struct, frozen=True):
 
 def decode_event(
     value: bytes | None, headers: Headers = (), unknown: UnknownFields | None = None
-) -> Event | Rejection:
-    """The event in a record, or the first reason of the contract's order that applies to it.
+) -> PricedEvent | Rejection:
+    """The event in a record, without a price, or the first reason of the contract's order that
+    applies to it.
 
     Every rule is applied but those that need the record's time (see ``judge_time``). Unknown
     fields of an accepted event are added to ``unknown``.
@@ -73,7 +74,7 @@ def decode_event(
     return _decode_carefully(value, headers, unknown)
 
 
-def decode_plain_array(array: bytes) -> list[Event] | None:
+def decode_plain_array(array: bytes) -> Sequence[Event] | None:
     """The events of a JSON array, faster than one by one; None unless all of them are valid events
     of the usual kind. How large each of them is, is for the caller to look at."""
     try:
@@ -118,14 +119,17 @@ _BillingScope = _GivenBillingScope | None
 
 
 class _PlainEvent(  # pyright: ignore[reportIncompatibleVariableOverride]
-    Event,
+    PricedEvent,
+    array_like=False,
     gc=False,
     forbid_unknown_fields=True,
     rename={"occurred_at_us": "occurred_at", "audio_nano": "audio_seconds"},
 ):
-    """What most producers send: no unknown field and no null. It becomes an ``Event`` in place.
+    """What most producers send: no unknown field and no null. It becomes a ``PricedEvent`` in
+    place.
 
-    Until then ``occurred_at_us`` and ``audio_nano`` hold what JSON had.
+    Until then ``occurred_at_us`` and ``audio_nano`` hold what JSON had. What is not the sender's to
+    say has a type that no JSON has, so it is unknown there.
     """
 
     event_id: _Id
@@ -158,6 +162,12 @@ class _PlainEvent(  # pyright: ignore[reportIncompatibleVariableOverride]
     web_searches: _GivenCount = 0
     audio_nano: int | float | str = 0  # pyright: ignore
     reported_cost: _GivenCost = ""
+    source_offset: msgspec.UnsetType = 0  # pyright: ignore
+    recorded_at_ms: msgspec.UnsetType = 0  # pyright: ignore
+    cost_nano: msgspec.UnsetType = None  # pyright: ignore
+    rate_id: msgspec.UnsetType = ""  # pyright: ignore
+    price_status: msgspec.UnsetType = "unpriced"  # pyright: ignore
+    price_estimated: msgspec.UnsetType = False  # pyright: ignore
 
 
 class _WireEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):
@@ -204,7 +214,7 @@ _plain_array_decoder = msgspec.json.Decoder(list[_PlainEvent])
 _wire_decoder = msgspec.json.Decoder(_WireEvent)
 
 
-def _decode_fast(value: bytes) -> Event | None:
+def _decode_fast(value: bytes) -> PricedEvent | None:
     """The event, or None when the careful reader has to look."""
     if len(value) > MAX_EVENT_BYTES:
         return None
@@ -217,15 +227,15 @@ def _decode_fast(value: bytes) -> Event | None:
     return _as_event(plain)
 
 
-def _as_event(plain: _PlainEvent) -> Event | None:
-    """The plain event turned into an ``Event``; None when the careful reader has to look."""
+def _as_event(plain: _PlainEvent) -> PricedEvent | None:
+    """The plain event turned into a ``PricedEvent``; None when the careful reader has to look."""
     occurred_at_us = parse_rfc3339_us(plain.occurred_at_us)
     if occurred_at_us is None or not _tokens_fit(plain):
         return None
     audio_seconds: int | float | str = plain.audio_nano
-    # Both structs have the same fields in the same order; copying 34 of them costs more than this.
-    event = cast(Event, plain)
-    event.__class__ = Event
+    # Both structs have the same fields in the same order; copying 40 of them costs more than this.
+    event = cast(PricedEvent, plain)
+    event.__class__ = PricedEvent
     event.occurred_at_us = occurred_at_us
     if not event.feature:
         event.feature = "unspecified"
@@ -236,7 +246,7 @@ def _as_event(plain: _PlainEvent) -> Event | None:
     return event if _add_rare_fields(event, audio_seconds, cost, tags) else None
 
 
-def _decode_with_nulls(value: bytes) -> Event | None:
+def _decode_with_nulls(value: bytes) -> PricedEvent | None:
     """As ``_decode_fast``, for events that say null where they mean absent."""
     try:
         wire = _wire_decoder.decode(value)
@@ -292,8 +302,8 @@ def _add_rare_fields(
     return True
 
 
-def _build_usual(wire: _WireEvent, occurred_at_us: int) -> Event:
-    return Event(
+def _build_usual(wire: _WireEvent, occurred_at_us: int) -> PricedEvent:
+    return PricedEvent(
         wire.event_id,
         occurred_at_us,
         wire.port_id,
@@ -331,7 +341,7 @@ def _build_usual(wire: _WireEvent, occurred_at_us: int) -> Event:
 
 def _decode_carefully(
     value: bytes | None, headers: Headers, unknown: UnknownFields | None
-) -> Event | Rejection:
+) -> PricedEvent | Rejection:
     fields = _read_object(value, headers)
     if isinstance(fields, Rejection):
         return fields
@@ -402,7 +412,7 @@ def _check_fields(present: Mapping[str, Any]) -> Rejection | None:
     return None
 
 
-def _build_event(present: Mapping[str, Any]) -> Event | Rejection:
+def _build_event(present: Mapping[str, Any]) -> PricedEvent | Rejection:
     occurred_at_us = parse_rfc3339_us(present["occurred_at"])
     if occurred_at_us is None:
         return Rejection(BAD_TIMESTAMP, "occurred_at: must be RFC 3339 with an offset")
@@ -413,7 +423,7 @@ def _build_event(present: Mapping[str, Any]) -> Event | Rejection:
     ):
         if sum(counts[part] for part in parts) > counts[whole]:
             return Rejection(INCONSISTENT_TOKENS, f"{whole}: less than the sum of its parts")
-    return Event(
+    return PricedEvent(
         event_id=present["event_id"],
         occurred_at_us=occurred_at_us,
         port_id=present["port_id"],

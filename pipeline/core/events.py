@@ -45,3 +45,18 @@ class Event(msgspec.Struct, gc=False):
     estimated: bool = False
     reported_cost: str = ""
     tags: dict[str, str] = {}
+
+
+class PricedEvent(Event, array_like=True, gc=False):
+    """An event with its place in the log and its price, both filled in once they are known.
+
+    Encoded it is an array: one row of a priced block, and never copied on its way there. What is
+    read from a record has the values below until it is priced.
+    """
+
+    source_offset: int = 0
+    recorded_at_ms: int = 0
+    cost_nano: int | None = None
+    rate_id: str = ""
+    price_status: str = "unpriced"
+    price_estimated: bool = False

@@ -13,19 +13,15 @@ Each record ends as exactly one of: row (accepted), rejected, duplicate, forward
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import compress
-from typing import Any, Final, Protocol
-
-import msgspec
+from typing import Protocol
 
 from pipeline.core.dedupe import DedupeWindow, event_key
 from pipeline.core.event_codec import TimeLimits, UnknownFields, decode_event, judge_time
-from pipeline.core.events import Event
+from pipeline.core.events import PricedEvent
 from pipeline.core.home import forwarded_from_header, home_partition, judging_time_ms
 from pipeline.core.prices import PriceVersion
 from pipeline.core.rejections import Rejection
 from pipeline.core.totals import SourceTotals
-
-_astuple: Final = msgspec.structs.astuple
 
 
 class InputRecord(Protocol):
@@ -59,7 +55,7 @@ class Forwarded:
 class Taken:
     """The fates of the records of one flush, and what must be remembered of the accepted ones."""
 
-    rows: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
+    rows: list[PricedEvent] = field(default_factory=list[PricedEvent])
     rejected: list[Rejected] = field(default_factory=list[Rejected])
     duplicates: list[int] = field(default_factory=list[int])
     forwarded: list[Forwarded] = field(default_factory=list[Forwarded])
@@ -93,7 +89,7 @@ class Intake:
         taken: Taken,
     ) -> None:
         """Decides every record's fate, in order, and adds it to ``taken``."""
-        candidates: list[tuple[Event, int, int]] = []
+        candidates: list[PricedEvent] = []
         keys: list[bytes] = []
         times_ms: list[int] = []
         partition, partitions, unknown = self._partition, self._partitions, self.unknown_fields
@@ -115,7 +111,9 @@ class Intake:
                 if rejection is not None:
                     taken.rejected.append(Rejected(record, rejection))
                     continue
-            candidates.append((event, record.offset, recorded_at_ms))
+            event.source_offset = record.offset
+            event.recorded_at_ms = recorded_at_ms
+            candidates.append(event)
             keys.append(event_key(event.port_id, event.event_id))
             times_ms.append(recorded_at_ms)
         if records:
@@ -125,42 +123,34 @@ class Intake:
 
     def _accept(
         self,
-        candidates: list[tuple[Event, int, int]],
+        candidates: list[PricedEvent],
         keys: list[bytes],
         times_ms: list[int],
         prices: PriceVersion,
         taken: Taken,
     ) -> None:
-        price_of, rows = prices.price, taken.rows
+        price_of = prices.price
         admitted = self._dedupe.admit(keys, times_ms) if keys else []
         if not all(admitted):
             taken.duplicates += [
-                offset
-                for (_, offset, _), is_first in zip(candidates, admitted, strict=True)
+                event.source_offset
+                for event, is_first in zip(candidates, admitted, strict=True)
                 if not is_first
             ]
             candidates = list(compress(candidates, admitted))
             keys, times_ms = list(compress(keys, admitted)), list(compress(times_ms, admitted))
         taken.keys += keys
         taken.times_ms += times_ms
-        priced: list[tuple[Event, int | None]] = []
-        for event, offset, recorded_at_ms in candidates:
+        for event in candidates:
             price = price_of(event)
-            cost_nano = price.cost_nano
-            priced.append((event, cost_nano))
-            rows.append(
-                (
-                    *_astuple(event),
-                    offset,
-                    recorded_at_ms,
-                    cost_nano,
-                    price.rate_id,
-                    price.status,
-                    price.estimated,
-                )
-            )
-        taken.unpriced += sum(cost_nano is None for _, cost_nano in priced)
-        self._totals.add(priced)
+            event.cost_nano = cost_nano = price.cost_nano
+            event.rate_id = price.rate_id
+            event.price_status = price.status
+            event.price_estimated = price.estimated
+            if cost_nano is None:
+                taken.unpriced += 1
+        self._totals.add(candidates)
+        taken.rows += candidates
 
     def _forward(self, record: InputRecord, home: int) -> Forwarded:
         # The last such header counts, so one that was there before may stay.

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from pipeline.core.events import Event
+from pipeline.core.events import Event, PricedEvent
 
 DAY_US: Final = 86_400_000_000
 
@@ -125,17 +125,18 @@ class SourceTotals:
         """The live cells of one hash class; not a copy."""
         return self._shards[number]
 
-    def add(self, priced: Iterable[tuple[Event, int | None]]) -> None:
-        """Counts accepted events, each with its cost in nanos; None means unpriced.
+    def add(self, events: Iterable[PricedEvent]) -> None:
+        """Counts accepted events; a cost of None means unpriced.
 
         Users are many, and what they share is few: what a port, an organisation and a group have
         in common is added up first.
         """
         shared: dict[tuple[int, str, str, str], list[int]] = {}
         flush, changed, days = self._flush, self._changed, self._days
-        for event, cost_nano in priced:
+        for event in events:
+            cost_nano = event.cost_nano
             if cost_nano is None or event.billing_scope != "org":
-                self._add_rare(event, cost_nano)
+                self._add_rare(event)
                 continue
             tokens = event.input_tokens + event.output_tokens
             number = event.occurred_at_us // DAY_US
@@ -165,11 +166,11 @@ class SourceTotals:
                 cell.tokens += tokens
                 cell.cost_nano += cost_nano
 
-    def _add_rare(self, event: Event, cost_nano: int | None) -> None:
+    def _add_rare(self, event: PricedEvent) -> None:
         """Counts one event that is unpriced or that the user pays."""
         tokens = event.input_tokens + event.output_tokens
-        is_unpriced = cost_nano is None
-        priced_nano = cost_nano or 0
+        is_unpriced = event.cost_nano is None
+        priced_nano = event.cost_nano or 0
         for cell in self._touched(event):
             self._change(cell)
             cell.requests += 1

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, cast
 
 from pipeline.core.adjusting import Corrected
-from pipeline.core.blocks import BLOCK_VERSION, ROW_COLUMNS, PricedBlock, encode_block
+from pipeline.core.blocks import BLOCK_VERSION, PricedBlock, encode_block
 from pipeline.core.home import partition_of
 from pipeline.core.intake import Rejected, Taken
 from pipeline.core.partials import PARTIAL_VERSION, CellValue, Partial, encode_partial
@@ -111,14 +112,13 @@ def _blocks(context: StreamContext, partition: int, flush: Flush) -> list[Priced
     rows = flush.taken.rows
     if flush.position.next_offset == flush.before.next_offset:
         return []
-    offset_column = ROW_COLUMNS.index("source_offset")
     starts = range(0, max(1, len(rows)), BLOCK_ROWS)
     blocks: list[PricedBlock] = []
     first_offset = flush.before.next_offset
     for start in starts:
         part = rows[start : start + BLOCK_ROWS]
         is_last = start + BLOCK_ROWS >= len(rows)
-        next_offset = flush.position.next_offset if is_last else part[-1][offset_column] + 1
+        next_offset = flush.position.next_offset if is_last else part[-1].source_offset + 1
         span = range(first_offset, next_offset)
         blocks.append(
             PricedBlock(
@@ -128,7 +128,7 @@ def _blocks(context: StreamContext, partition: int, flush: Flush) -> list[Priced
                 partition,
                 first_offset,
                 next_offset,
-                part,
+                cast(list[tuple[Any, ...]], part),
                 [r.record.offset for r in flush.taken.rejected if r.record.offset in span],
                 [offset for offset in flush.taken.duplicates if offset in span],
                 [f.record.offset for f in flush.taken.forwarded if f.record.offset in span],

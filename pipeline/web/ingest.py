@@ -1,7 +1,7 @@
 """``POST /v1/events``: validated as the worker does, answered once the broker has them."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -123,7 +123,7 @@ def _decoded(
                 yield one, decode_event(one.value, one.headers)
 
 
-def _decode_together(group: list[Submitted | Rejection]) -> list[Event] | None:
+def _decode_together(group: list[Submitted | Rejection]) -> Sequence[Event] | None:
     """The events of a group that is nothing but usual valid ones; None when it is not."""
     values: list[bytes] = []
     for one in group:

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.core import rejections
 from pipeline.core.event_codec import UnknownFields, decode_event
-from pipeline.core.events import Event
+from pipeline.core.events import PricedEvent
 from pipeline.core.rejections import Rejection
 
 PLAIN = {"provider": "openai", "model": "gpt-5", "input_tokens": 7}
@@ -32,20 +32,20 @@ BINARY = [
     ("ce_time", b"2026-11-22T10:15:03.120Z"),
     ("ce_subject", b"harbor-7"),
 ]
-EVENT = Event("e1", 1_795_342_503_120_000, "harbor-7", "openai", "gpt-5", input_tokens=7)
+EVENT = PricedEvent("e1", 1_795_342_503_120_000, "harbor-7", "openai", "gpt-5", input_tokens=7)
 
 
-def structured(**changes: Any) -> Event | Rejection:
+def structured(**changes: Any) -> PricedEvent | Rejection:
     envelope = {"data": PLAIN} | ENVELOPE | changes
     return decode_event(json.dumps(envelope).encode(), STRUCTURED)
 
 
-def binary(data: Any, **headers: bytes | None) -> Event | Rejection:
+def binary(data: Any, **headers: bytes | None) -> PricedEvent | Rejection:
     replaced = [(name, headers.pop(name, value)) for name, value in BINARY]
     return decode_event(json.dumps(data).encode(), [*replaced, *headers.items()])
 
 
-def reason(outcome: Event | Rejection) -> str:
+def reason(outcome: PricedEvent | Rejection) -> str:
     assert isinstance(outcome, Rejection), outcome
     return outcome.reason
 
@@ -66,14 +66,14 @@ def test_any_structured_content_type(content_type: bytes):
 
 def test_what_the_object_has_stays():
     own = {"event_id": "own", "occurred_at": "1970-01-01T00:00:01Z", "port_id": "other"}
-    expected = Event("own", 1_000_000, "other", "openai", "gpt-5", input_tokens=7)
+    expected = PricedEvent("own", 1_000_000, "other", "openai", "gpt-5", input_tokens=7)
     assert structured(data=PLAIN | own) == expected
     assert binary(PLAIN | own) == expected
     assert reason(structured(data=PLAIN | {"port_id": ""})) == rejections.OUT_OF_RANGE
 
 
 def test_data_in_base64():
-    def encoded(data: bytes) -> Event | Rejection:
+    def encoded(data: bytes) -> PricedEvent | Rejection:
         envelope = ENVELOPE | {"data_base64": base64.b64encode(data).decode()}
         return decode_event(json.dumps(envelope).encode(), STRUCTURED)
 
@@ -149,7 +149,7 @@ def test_binary_mode_fills_what_the_object_lacks():
 
 def test_binary_mode_names_are_utf_8():
     outcome = binary(PLAIN, ce_subject="härbor".encode())
-    assert isinstance(outcome, Event)
+    assert isinstance(outcome, PricedEvent)
     assert outcome.port_id == "härbor"
     assert reason(binary(PLAIN, ce_subject=b"\xff")) == rejections.BAD_CLOUDEVENT
 

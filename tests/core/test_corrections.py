@@ -19,7 +19,7 @@ from pipeline.core.corrections import (
     decode_correction,
     resolve,
 )
-from pipeline.core.events import Event
+from pipeline.core.events import Event, PricedEvent
 from pipeline.core.prices import PriceVersion
 from pipeline.core.rates import RateLog
 from pipeline.core.rejections import (
@@ -275,7 +275,8 @@ def test_any_sequence_adds_up_to_what_was_said_last(
 ) -> None:
     start = first(an_event(provider=provider, user_id="u", billing_scope=billing_scope))
     totals, standing, entries = SourceTotals(), start, list[Entry]()
-    totals.add([(start.event, start.cost_nano)])
+    fields = msgspec.structs.asdict(start.event)
+    totals.add([PricedEvent(**fields, cost_nano=start.cost_nano)])
     wanted = {name: getattr(start.event, name) for name in AMOUNTS}
     for one in given_:
         found = resolve(one, standing, PRICES)

@@ -62,7 +62,7 @@ class Partition:
         """By offset; fails when a record has two."""
         taken = self.taken
         named = (
-            ("row", [row[-6] for row in taken.rows]),
+            ("row", [row.source_offset for row in taken.rows]),
             ("rejected", [one.record.offset for one in taken.rejected]),
             ("duplicate", taken.duplicates),
             ("forwarded", [one.record.offset for one in taken.forwarded]),
@@ -100,8 +100,8 @@ def test_one_fate_each_in_any_cut(stream: list[bytes | None], cuts: list[int]) -
     assert sorted(whole.fates()) == list(range(len(stream)))
     assert whole.fates() == parts.fates()
     assert whole.taken.rows == parts.taken.rows
-    assert whole.taken.unpriced == sum(row[-4] is None for row in whole.taken.rows)
-    accepted = [(row[0], row[2]) for row in whole.taken.rows]
+    assert whole.taken.unpriced == sum(row.cost_nano is None for row in whole.taken.rows)
+    accepted = [(row.event_id, row.port_id) for row in whole.taken.rows]
     assert len(set(accepted)) == len(accepted)
     assert {(c.scope, c.day): c.totals() for c in whole.totals.cells()} == {
         (c.scope, c.day): c.totals() for c in parts.totals.cells()
@@ -158,7 +158,9 @@ def test_the_first_arrival_judges_the_age(
         Record(3, body("a", age_ms=age_ms), headers=[("forwarded-from", whence)])
     )
     assert partition.fates() == {3: fate}
-    assert [row[-5] for row in taken.rows] == ([] if recorded_at_ms is None else [recorded_at_ms])
+    assert [row.recorded_at_ms for row in taken.rows] == (
+        [] if recorded_at_ms is None else [recorded_at_ms]
+    )
 
 
 def test_the_time_of_the_original_judges_a_replay() -> None:
@@ -167,7 +169,7 @@ def test_the_time_of_the_original_judges_a_replay() -> None:
     partition = Partition()
     taken = partition.take(replay, Record(4, body("a", age_ms=DAY_MS)))
     assert partition.fates() == {3: "row", 4: "duplicate"}
-    assert taken.rows[0][-5] == NOW_MS - 8 * DAY_MS
+    assert taken.rows[0].recorded_at_ms == NOW_MS - 8 * DAY_MS
 
 
 def test_the_last_forwarding_header_counts() -> None:
@@ -176,7 +178,7 @@ def test_the_last_forwarding_header_counts() -> None:
     taken = Partition().take(Record(3, body("a"), headers=headers))
     assert len(taken.rejected) == 1
     taken = Partition().take(Record(3, body("a", age_ms=DAY_MS), headers=headers))
-    assert taken.rows[0][-5] == NOW_MS - DAY_MS
+    assert taken.rows[0].recorded_at_ms == NOW_MS - DAY_MS
 
 
 def test_the_watermark_is_the_latest_kafka_time() -> None:

@@ -6,14 +6,12 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.events import Event
+from pipeline.core.events import PricedEvent
 from pipeline.core.totals import DAY_US, SHARDS, SourceTotals, Totals, shard_of, sum_totals
-
-Priced = tuple[Event, int | None]
 
 ids = st.sampled_from(["", "a", "b", "*", "all", "org:a"])
 events = st.builds(
-    Event,
+    PricedEvent,
     event_id=st.just("e"),
     occurred_at_us=st.integers(-3 * DAY_US, 3 * DAY_US),
     port_id=st.sampled_from(["a", "b", "all"]),
@@ -25,14 +23,16 @@ events = st.builds(
     billing_scope=st.sampled_from(["org", "user"]),
     input_tokens=st.integers(0, 10**10),
     output_tokens=st.integers(0, 10**10),
+    cost_nano=st.none() | st.integers(0, 2**70),
 )
-streams = st.lists(st.tuples(events, st.none() | st.integers(0, 2**70)), max_size=40)
+streams = st.lists(events, max_size=40)
 
 
-def recount(stream: list[Priced]) -> dict[tuple[str, int], Totals]:
+def recount(stream: list[PricedEvent]) -> dict[tuple[str, int], Totals]:
     """The definition, as plainly as it can be put."""
     cells: dict[tuple[str, int], list[Totals]] = defaultdict(list)
-    for event, cost_nano in stream:
+    for event in stream:
+        cost_nano = event.cost_nano
         org = event.billing_scope == "org"
         amounts = (
             1,
@@ -57,7 +57,7 @@ def cells_of(totals: SourceTotals) -> dict[tuple[str, int], Totals]:
 
 
 @given(streams, st.lists(st.integers(0, 40)))
-def test_the_fold_is_the_same_in_any_cut(stream: list[Priced], cuts: list[int]) -> None:
+def test_the_fold_is_the_same_in_any_cut(stream: list[PricedEvent], cuts: list[int]) -> None:
     totals = SourceTotals()
     told: dict[tuple[str, int], Totals] = {}
     bounds = sorted({0, len(stream), *(min(cut, len(stream)) for cut in cuts)})
@@ -74,7 +74,7 @@ def test_the_fold_is_the_same_in_any_cut(stream: list[Priced], cuts: list[int]) 
 
 
 @given(streams)
-def test_every_cell_is_in_the_shard_of_its_scope(stream: list[Priced]) -> None:
+def test_every_cell_is_in_the_shard_of_its_scope(stream: list[PricedEvent]) -> None:
     totals = SourceTotals()
     totals.add(stream)
     for number in range(SHARDS):
@@ -82,7 +82,7 @@ def test_every_cell_is_in_the_shard_of_its_scope(stream: list[Priced]) -> None:
 
 
 @given(streams, streams)
-def test_recovered_cells_go_on(first: list[Priced], then: list[Priced]) -> None:
+def test_recovered_cells_go_on(first: list[PricedEvent], then: list[PricedEvent]) -> None:
     recovered = SourceTotals()
     for (scope, day), amounts in recount(first).items():
         recovered.put(scope, day, (0, 0, 0, 0, 0, 0))
@@ -93,7 +93,7 @@ def test_recovered_cells_go_on(first: list[Priced], then: list[Priced]) -> None:
 
 
 @given(streams, st.integers(-4, 4))
-def test_old_days_are_forgotten(stream: list[Priced], oldest_day: int) -> None:
+def test_old_days_are_forgotten(stream: list[PricedEvent], oldest_day: int) -> None:
     totals = SourceTotals()
     totals.add(stream)
     kept = {place: cell for place, cell in recount(stream).items() if place[1] >= oldest_day}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.dedupe import DedupeWindow, event_key
 from pipeline.core.errors import CorruptRecord
-from pipeline.core.events import Event
+from pipeline.core.events import PricedEvent
 from pipeline.core.totals import SHARDS, SourceTotals, Totals
 from pipeline.stream import id_journal, journal
 from pipeline.stream.id_journal import IdJournal, IdJournalReader
@@ -43,8 +43,9 @@ class Table:
 
     def flush(self, users: Iterable[tuple[int, int, int]]) -> None:
         for user, day, cost_nano in users:
-            event = Event("e", day * DAY_US, "p", "a", "m", user_id=str(user), input_tokens=1)
-            self.totals.add([(event, cost_nano)])
+            event = PricedEvent("e", day * DAY_US, "p", "a", "m", input_tokens=1)
+            event.user_id, event.cost_nano = str(user), cost_nano
+            self.totals.add([event])
         changed: list[Any] = [(c.scope, c.day, c.totals()) for c in self.totals.take_changed()]
         self.position = msgspec.structs.replace(
             self.position,
