@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from pipeline.core.policies import policy_from_object
 from pipeline.kafka import client_kwargs
@@ -34,7 +34,24 @@ async def fill(settings: Settings, records: Iterable[tuple[bytes, bytes | None]]
     client, topics = client_kwargs(settings), Topics(settings.topic_prefix)
     policies = [policy_from_object(policy) for policy in POLICIES]
     await write_policies(client, topics, "bench", policies)
-    async with Publisher(client, topics.events) as publisher:
+    await _send(settings, records)
+
+
+async def fill_input(settings: Settings, records: Iterable[tuple[bytes, bytes | None]]) -> None:
+    """As ``fill`` for those who read nothing but ``usage.events``."""
+    admin = AIOKafkaAdminClient(**client_kwargs(settings))
+    await admin.start()
+    try:
+        name = Topics(settings.topic_prefix).events
+        await admin.create_topics([NewTopic(name, settings.partition_count, 1)])
+    finally:
+        await admin.close()
+    await _send(settings, records)
+
+
+async def _send(settings: Settings, records: Iterable[tuple[bytes, bytes | None]]) -> None:
+    topic = Topics(settings.topic_prefix).events
+    async with Publisher(client_kwargs(settings), topic) as publisher:
         await publisher.send_many(records)
         await publisher.flush()
 

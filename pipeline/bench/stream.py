@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
-from pipeline.bench.backlog import Load, drop, fill
+from pipeline.bench.backlog import Load, drop, fill, fill_input
 from pipeline.bench.contenders import (
     FLOOR,
     OWN,
@@ -139,7 +139,7 @@ class _Round:
         made = steady(load.events, seed, ports=load.ports, users=load.users, end=end)
         await fill(self._settings, made)
         made = steady(load.events, seed, ports=load.ports, users=load.users, end=end)
-        await fill(self._part_settings, islice(made, part.events))
+        await fill_input(self._part_settings, islice(made, part.events))
         found: Round = {}
         order: list[Contender | None] = [*contenders, None]  # None is the worker
         for contender in order[turn % len(order) :] + order[: turn % len(order)]:

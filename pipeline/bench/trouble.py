@@ -6,6 +6,7 @@ counts only when each of them ended as it had to.
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -44,13 +45,22 @@ class TroubleBench:
         }
 
 
-async def run(settings: Settings, load: Load, rounds: int, say: Say) -> TroubleBench:
-    """Runs every kind in every round; raises ``ContenderFailed`` when a record ended otherwise."""
+async def run(
+    settings: Settings,
+    load: Load,
+    rounds: int,
+    say: Say,
+    troubles: Sequence[Trouble] = TROUBLES,
+) -> TroubleBench:
+    """Runs the clean one and ``troubles`` in every round.
+
+    Raises ``ContenderFailed`` when a record ended otherwise than it must.
+    """
     bench = TroubleBench(load)
     async with Deployment(settings, parts=()) as deployment:
         for number in range(rounds):
             found: dict[str, Measured] = {}
-            for kind, trouble in enumerate((CLEAN, *TROUBLES)):
+            for kind, trouble in enumerate((CLEAN, *troubles)):
                 found[trouble.name] = await _run(deployment, f"t{number}.{kind}.", load, trouble)
                 rate = found[trouble.name].events_per_s
                 say(f"round {number + 1}: {trouble.name}: {rate:,.0f} events/s")

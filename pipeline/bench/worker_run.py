@@ -1,6 +1,7 @@
 """One run of a worker on a topic with a backlog, seen by a read_committed subscriber."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -31,12 +32,16 @@ _span_decoder = msgspec.msgpack.Decoder(_Span)
 
 
 async def run_worker(
-    deployment: Deployment, settings: Settings, events: int
+    deployment: Deployment,
+    settings: Settings,
+    events: int,
+    begun: Callable[[int], Awaitable[None]] | None = None,
 ) -> tuple[Measured, dict[int, TableView]]:
     """The cost from the first to the last priced block seen, and the worker's tables.
 
-    ``events`` of ``Measured`` are those of all blocks but the first. Raises ``ContenderFailed``
-    when the worker does not get to the end of the topic.
+    ``events`` of ``Measured`` are those of all blocks but the first ones, after which ``begun`` is
+    called with the worker's process id. Raises ``ContenderFailed`` when the worker does not get to
+    the end of the topic.
     """
     topics = Topics(settings.topic_prefix)
     consumer = AIOKafkaConsumer(
@@ -53,7 +58,7 @@ async def run_worker(
     try:
         consumer.assign([TopicPartition(topics.priced, p) for p in range(settings.partition_count)])
         async with asyncio.timeout(RUN_TIMEOUT_S):
-            covered, cost = await _cover(consumer, events, child.pid, broker_pid)
+            covered, cost = await _cover(consumer, events, (child.pid, broker_pid), begun)
         partitions = list(range(settings.partition_count))
         tables = await read_tables(client_kwargs(settings), topics, partitions)
         return measured(covered, cost, cells_of(tables)), tables
@@ -75,18 +80,24 @@ def cells_of(tables: dict[int, TableView]) -> list[tuple[Key, Amounts]]:
 
 
 async def _cover(
-    consumer: AIOKafkaConsumer, events: int, pid: int, broker_pid: int
+    consumer: AIOKafkaConsumer,
+    events: int,
+    pids: tuple[int, int],
+    begun: Callable[[int], Awaitable[None]] | None,
 ) -> tuple[int, dict[str, float]]:
-    """How many events the blocks after the first ones cover, and what they cost."""
+    """How many events the blocks after the first ones cover, and what they cost.
+
+    So few events that all came at once count from the start of the process on.
+    """
     covered, first = 0, 0
-    stopwatch: Stopwatch | None = None
+    stopwatch, is_first = Stopwatch(*pids), True
     while covered < events:
         for records in (await consumer.getmany(timeout_ms=200)).values():
             for record in records:
                 span = _span_decoder.decode(record.value or b"")
                 covered += span.next_offset - span.first_offset
-        if covered and stopwatch is None:
-            stopwatch, first = Stopwatch(pid, broker_pid), covered
-    if stopwatch is None or covered == first:
-        raise ContenderFailed("the worker took everything at once: there are too few events")
+        if is_first and 0 < covered < events:
+            is_first, stopwatch, first = False, Stopwatch(*pids), covered
+            if begun is not None:
+                await begun(pids[0])
     return covered - first, stopwatch.read()

@@ -66,6 +66,11 @@ class Size:
 )
 @click.option("--trouble", is_flag=True, help="Instead: the worker alone, on troubled traffic.")
 @click.option(
+    "--profile",
+    is_flag=True,
+    help="Instead: the stages of the worker's time, sampled by py-spy of the peers' environment.",
+)
+@click.option(
     "--chart",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="Write the figures as a picture, too (SVG).",
@@ -80,6 +85,7 @@ def stream(
     peers: bool,
     peers_python: Path | None,
     trouble: bool,
+    profile: bool,
     chart: Path | None,
     json_wanted: bool,
 ) -> None:
@@ -87,27 +93,30 @@ def stream(
 
     All of them read the same topic and end with the same totals, or there is no figure.
     """
-    if trouble and (peers or chart):
-        raise click.UsageError("--trouble compares the worker with itself: no peers and no chart")
+    if (trouble or profile) and (peers or chart or (trouble and profile)):
+        raise click.UsageError("--trouble and --profile look at the worker alone, one at a time")
     size = Size(
-        events or (_EVENTS_WITH_PEERS if peers else _EVENTS),
+        events or (_EVENTS_WITH_PEERS if peers or profile else _EVENTS),
         _WIDE_PORTS if wide else ports,
         _WIDE_USERS if wide else users,
     )
     if trouble:
         found = run_async(_run_trouble(size, rounds))
+    elif profile:
+        found = run_async(_run_profile(size, peers_python))
     else:
-        found = run_async(run_stream(size, rounds, _peers_python(peers, peers_python), chart))
+        python = _peers_python(peers_python) if peers else None
+        found = run_async(run_stream(size, rounds, python, chart))
     if json_wanted:
         print_json({"stream": found})
     else:
         show_stream(found)
 
 
-def _peers_python(peers: bool, given: Path | None) -> Path | None:
+def _peers_python(given: Path | None) -> Path:
     from pipeline.bench.contenders import PEERS_PYTHON
 
-    return (given or PEERS_PYTHON) if peers else None
+    return given or PEERS_PYTHON
 
 
 async def run_stream(
@@ -142,6 +151,16 @@ async def _run_trouble(size: Size, rounds: int) -> dict[str, Any]:
     return found.to_json()
 
 
+async def _run_profile(size: Size, peers_python: Path | None) -> dict[str, Any]:
+    from pipeline.bench.backlog import Load
+    from pipeline.bench.profile import run
+
+    load, python = Load(size.events, size.ports, size.users), _peers_python(peers_python)
+    with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
+        found = await run(own_settings(settings(), Path(folder)), load, python, _say)
+    return found.to_json()
+
+
 def _say(line: str) -> None:
     click.echo(line, err=True)
 
@@ -163,18 +182,40 @@ def own_settings(configured: "Settings", folder: Path) -> "Settings":
 def show_stream(found: dict[str, Any]) -> None:
     """Prints what was measured as a table."""
     if "kinds" in found:
-        rows = [
-            {
-                "trouble": row["trouble"],
-                "events/s": round(row["events_per_s"]),
-                "cpu s/M": round(row["cpu_s_per_million"], 1),
-                "MB": round(row["peak_mb"]),
-                "÷ clean": round(row["to_clean"], 2),
-            }
-            for row in found["kinds"]
-        ]
-        print_table(rows, ("trouble", "events/s", "cpu s/M", "MB", "÷ clean"))
-        return
+        _show_trouble(found)
+    elif "stages" in found:
+        _show_profile(found)
+    else:
+        _show_contenders(found)
+
+
+def _show_trouble(found: dict[str, Any]) -> None:
+    rows = [
+        {
+            "trouble": row["trouble"],
+            "events/s": round(row["events_per_s"]),
+            "cpu s/M": round(row["cpu_s_per_million"], 1),
+            "MB": round(row["peak_mb"]),
+            "÷ clean": round(row["to_clean"], 2),
+        }
+        for row in found["kinds"]
+    ]
+    print_table(rows, ("trouble", "events/s", "cpu s/M", "MB", "÷ clean"))
+
+
+def _show_profile(found: dict[str, Any]) -> None:
+    rows = [
+        {"stage": row["stage"], "%": round(row["share"] * 100, 1), "µs": round(row["us"], 2)}
+        for row in found["stages"]
+    ]
+    print_table(rows, ("stage", "%", "µs"))
+    click.echo(
+        f"{found['events_per_s']:,.0f} events/s while sampled, {found['cpu_us']:.2f} µs of "
+        f"processor an event, the broker {found['broker_cpu_us']:.2f} µs"
+    )
+
+
+def _show_contenders(found: dict[str, Any]) -> None:
     rows = [
         {
             "contender": row["contender"],
