@@ -11,6 +11,7 @@ from pipeline.bench.job import Amounts, Key
 from pipeline.bench.process_cost import Stopwatch
 from pipeline.bench.task import Measured, measured
 from pipeline.kafka import client_kwargs
+from pipeline.ops.child_process import ChildProcess
 from pipeline.ops.deployment import Deployment
 from pipeline.settings import Settings
 from pipeline.stream.tables import TableView, read_tables
@@ -58,7 +59,7 @@ async def run_worker(
     try:
         consumer.assign([TopicPartition(topics.priced, p) for p in range(settings.partition_count)])
         async with asyncio.timeout(RUN_TIMEOUT_S):
-            covered, cost = await _cover(consumer, events, (child.pid, broker_pid), begun)
+            covered, cost = await _cover(consumer, events, child, broker_pid, begun)
         partitions = list(range(settings.partition_count))
         tables = await read_tables(client_kwargs(settings), topics, partitions)
         return measured(covered, cost, cells_of(tables)), tables
@@ -82,7 +83,8 @@ def cells_of(tables: dict[int, TableView]) -> list[tuple[Key, Amounts]]:
 async def _cover(
     consumer: AIOKafkaConsumer,
     events: int,
-    pids: tuple[int, int],
+    child: ChildProcess,
+    broker_pid: int,
     begun: Callable[[int], Awaitable[None]] | None,
 ) -> tuple[int, dict[str, float]]:
     """How many events the blocks after the first ones cover, and what they cost.
@@ -90,14 +92,16 @@ async def _cover(
     So few events that all came at once count from the start of the process on.
     """
     covered, first = 0, 0
-    stopwatch, is_first = Stopwatch(*pids), True
+    stopwatch, is_first = Stopwatch(child.pid, broker_pid), True
     while covered < events:
         for records in (await consumer.getmany(timeout_ms=200)).values():
             for record in records:
                 span = _span_decoder.decode(record.value or b"")
                 covered += span.next_offset - span.first_offset
         if is_first and 0 < covered < events:
-            is_first, stopwatch, first = False, Stopwatch(*pids), covered
+            is_first, stopwatch, first = False, Stopwatch(child.pid, broker_pid), covered
             if begun is not None:
-                await begun(pids[0])
+                await begun(child.pid)
+        if covered < events and child.exit_status() is not None:
+            raise ContenderFailed(f"the worker ended{child.log_note()}")
     return covered - first, stopwatch.read()
