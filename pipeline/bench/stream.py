@@ -66,6 +66,10 @@ class StreamBench:
             found[name].events_per_s / found[to].events_per_s for found in self.rounds
         )
 
+    def cost_ratio(self, name: str, to: str) -> float:
+        """As ``ratio`` for processor time per event, which other work on the machine moves less."""
+        return statistics.median(found[name].cpu_us / found[to].cpu_us for found in self.rounds)
+
     def to_json(self) -> dict[str, object]:
         """Figures as plain numbers."""
         return {
@@ -89,6 +93,7 @@ class StreamBench:
             "peak_mb": self.middle(name, lambda m: m.peak_mb),
             "cells": self.rounds[0][name].cells,
             "to_floor": self.ratio(name, FLOOR),
+            "cpu_to_floor": self.cost_ratio(name, FLOOR),
             "tallyport_to_it": self.ratio(WORKER, name),
         }
 
