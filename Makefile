@@ -69,7 +69,7 @@ peers: .venv-peers/.made ## make .venv-peers with Quix Streams and Bytewax, for 
 	timeout 120 .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-lock: ## resolve the dependencies anew into requirements.lock (needs uv)
+lock: ## resolve the dependencies anew into both lock files (needs uv)
 	uv pip compile pyproject.toml --extra all --group dev --universal --python-version 3.11 --upgrade \
 	  --generate-hashes --no-header --no-emit-index-url --no-annotate --quiet -o requirements.lock
 	uv pip compile pyproject.toml --extra peers --python-platform x86_64-manylinux_2_31 --python-version 3.11 --upgrade \
