@@ -81,7 +81,6 @@ async def _run(deployment: Deployment, prefix: str, load: Load, trouble: Trouble
     found, tables = await run_worker(deployment, settings, load.events)
     _check(trouble, load.events, tables)
     await drop(settings)
-    deployment.settings = settings.replaced(topic_prefix="")
     return found
 
 
