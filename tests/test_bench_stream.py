@@ -24,7 +24,7 @@ from pipeline.core.totals import DAY_US
 from pipeline.settings import load_settings
 from producers.steady import steady
 
-TIMEOUT_S = 170
+TIMEOUT_S = 280
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,15 +39,16 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.timeout(300)
 def test_all_contenders_end_with_the_totals_of_the_floor(tmp_path: Path) -> None:
     picture = tmp_path / "stream.svg"
-    done = bench("--events", "4000", "--ports", "20", "--users", "300", "--rounds", "1",
+    done = bench("--events", "2000", "--ports", "20", "--users", "300", "--rounds", "1",
                  "--chart", str(picture), "--json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["stream"]
     rows = {row["contender"]: row for row in found["contenders"]}
     assert list(rows) == ["floor", "tallyport", "plain_faust"]
-    assert found["events"] == rows["floor"]["events_read"] == 4_000
+    assert found["events"] == rows["floor"]["events_read"] == 2_000
     assert {row["cells"] for row in rows.values()} == {320}
     for row in rows.values():
         assert row["events_per_s"] > 0
