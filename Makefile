@@ -10,7 +10,7 @@ VENV := .venv/.made
 PACKAGES := .venv/.packages
 PROJECT := .venv/.project
 
-.PHONY: help install demo test lint browser unit format chaos sim bench lock clean
+.PHONY: help install demo test lint browser unit format chaos sim bench peers lock clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)$$/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -60,9 +60,20 @@ sim: install ## simulated runs for SECONDS (60), or the one of SEED; ARGS goes t
 bench: install ## the benchmarks
 	$(BIN)/tallyport bench
 
-lock: ## resolve the dependencies anew into requirements.lock (needs uv)
+peers: .venv-peers/.made ## make .venv-peers with Quix Streams and Bytewax, for bench stream --peers
+
+.venv-peers/.made: requirements-peers.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Bytewax needs Python 3.11 or 3.12: make peers PYTHON=python3.12") if not (3, 11) <= sys.version_info < (3, 13) else None'
+	timeout 120 $(PYTHON) -m venv .venv-peers
+	timeout 900 .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-peers.lock
+	timeout 120 .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+lock: ## resolve the dependencies anew into both lock files (needs uv)
 	uv pip compile pyproject.toml --extra all --group dev --universal --python-version 3.11 --upgrade \
 	  --generate-hashes --no-header --no-emit-index-url --no-annotate --quiet -o requirements.lock
+	uv pip compile pyproject.toml --extra peers --python-platform x86_64-manylinux_2_31 --python-version 3.11 --upgrade \
+	  --generate-hashes --no-header --no-emit-index-url --no-annotate --quiet -o requirements-peers.lock
 
 clean: ## remove .venv and caches
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .pytest_cache .ruff_cache .hypothesis

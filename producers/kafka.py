@@ -128,7 +128,7 @@ class Publisher:
         future.add_done_callback(partial(self._settled, 1))
         return future
 
-    async def send_many(self, records: Iterable[tuple[bytes, bytes]]) -> int:
+    async def send_many(self, records: Iterable[tuple[bytes, bytes | None]]) -> int:
         """Sends (key, value) pairs by the batch; returns how many were handed over.
 
         One future per batch instead of one per record: several times the speed of ``send``.

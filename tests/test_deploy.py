@@ -64,11 +64,14 @@ def test_the_compose_kafka_is_the_embedded_version() -> None:
     assert COMPOSE["services"]["kafka"]["image"].endswith(f":{KAFKA_VERSION}")
 
 
-def test_the_lock_file_pins_everything_and_names_no_index() -> None:
-    text = (ROOT / "requirements.lock").read_text("utf-8")
+@pytest.mark.parametrize(
+    ("name", "least"), [("requirements.lock", 50), ("requirements-peers.lock", 30)]
+)
+def test_a_lock_file_pins_everything_and_names_no_index(name: str, least: int) -> None:
+    text = (ROOT / name).read_text("utf-8")
     assert "://" not in text
     entries = re.split(r"\n(?=\S)", text.strip())
-    assert len(entries) > 50
+    assert len(entries) > least
     for entry in entries:
         assert re.match(r"[\w.\[\]-]+==[\w.!+]+( ; .*)? \\\n", entry), entry[:80]
         assert "--hash=sha256:" in entry
@@ -90,6 +93,9 @@ def test_the_lock_file_covers_the_declared_dependencies() -> None:
     )
     names = {re.split(r"[\[<>=~! ]", name)[0].lower() for name in declared} - {"tallyport"}
     assert names <= {name.lower() for name in locked}
+    peers = (ROOT / "requirements-peers.lock").read_text("utf-8").splitlines()
+    for pinned in project["project"]["optional-dependencies"]["peers"]:
+        assert f"{pinned} \\" in peers
 
 
 def test_the_image_copies_what_the_build_context_lets_through() -> None:

@@ -1,13 +1,11 @@
-"""A plain Faust agent doing the same job: decode, price, one table write per port and per user.
+"""A plain Faust agent doing the job: decode, validate, price, a table write per port and per user.
 
-``python -m pipeline.bench.plain_faust SECONDS`` prints how many events it took in that time. It
-has Faust's own changelog topics and nothing of ours: no validation, no dedupe, no ledger.
+``python -m pipeline.bench.plain_faust TASK``. It has Faust's own changelog topics and nothing of
+ours beyond the job: no dedupe, no ledger.
 """
 
 import asyncio
-import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,79 +14,77 @@ from typing import Any
 import faust
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from pipeline.core.book import builtin_book
-from pipeline.core.events import Event
-from pipeline.core.prices import PriceVersion
-from pipeline.core.rates import RateLog
-from pipeline.kafka import client_kwargs, kafka_address
-from pipeline.settings import Settings, load_settings
-from pipeline.stream.topics import Topics
+from pipeline.bench.job import Amounts, Job
+from pipeline.bench.task import Measured, Task, answer, measured, task_of_this_process
 
 START_TIMEOUT_S = 90.0
 
 
-async def run(seconds: float, scratch: Path) -> dict[str, float]:
-    """Events taken and seconds."""
-    settings = load_settings(os.environ, None)
-    price = PriceVersion(RateLog("USD").snapshot(), builtin_book()).price
-    name = f"{settings.topic_prefix}plain-faust-{time.time_ns()}"
-    await _create_changelogs(settings, name)
+async def run(task: Task, scratch: Path) -> Measured:
+    """Takes every event of the task; the time runs from the first to the last of them."""
+    name = f"plain-faust-{time.time_ns()}"
+    await _create_changelogs(task, name)
     app = faust.App(
         name,
-        broker=f"kafka://{kafka_address(settings)}",
+        broker=f"kafka://{task.kafka}",
         store="memory://",
-        value_serializer="json",
         web_enabled=False,
         autodiscover=False,
-        topic_partitions=settings.partition_count,
+        topic_partitions=task.partitions,
         topic_disable_leader=True,
         consumer_auto_offset_reset="earliest",
         datadir=scratch,
     )
-    ports = app.Table("ports", default=lambda: [0, 0], partitions=settings.partition_count)
-    users = app.Table("users", default=lambda: [0, 0], partitions=settings.partition_count)
-    events = app.topic(Topics(settings.topic_prefix).events, value_serializer="json")
-    taken = {"events": 0, "first_s": 0.0, "last_s": 0.0}
+    ports = app.Table("ports", default=lambda: [0, 0, 0], partitions=task.partitions)
+    users = app.Table("users", default=lambda: [0, 0, 0], partitions=task.partitions)
+    events = app.topic(task.topic, value_serializer="raw")
+    job = Job()
     begun = asyncio.Event()
+    done: asyncio.Future[dict[str, float]] = asyncio.get_running_loop().create_future()
 
     @app.agent(events)
     async def count(stream: Any) -> None:
-        async for usage in stream:
-            tokens = usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
-            event = Event(
-                "",
-                1_700_000_000_000_000,
-                usage["port_id"],
-                usage["provider"],
-                usage["model"],
-                input_tokens=usage.get("input_tokens", 0),
-                cached_input_tokens=usage.get("cached_input_tokens", 0),
-                output_tokens=usage.get("output_tokens", 0),
-            )
-            cost_nano = price(event).cost_nano or 0
-            for table, name in ((ports, usage["port_id"]), (users, usage.get("user_id", ""))):
-                tokens_before, cost_before = table[name]
-                table[name] = [tokens_before + tokens, cost_before + cost_nano]
-            taken["events"] += 1
-            taken["last_s"] = time.perf_counter()
-            taken["first_s"] = taken["first_s"] or taken["last_s"]
-            begun.set()
+        taken, stopwatch = 0, None
+        async for value in stream:
+            if stopwatch is None:
+                stopwatch = task.stopwatch()
+                begun.set()
+            usage = job.read(value)
+            if usage is not None:
+                for table, name in ((ports, usage.port_id), (users, usage.user_id)):
+                    key = f"{name}|{usage.day}"
+                    requests, tokens, cost_nano = table[key]
+                    table[key] = [
+                        requests + 1,
+                        tokens + usage.tokens,
+                        cost_nano + usage.cost_nano,
+                    ]
+            taken += 1
+            if taken == task.events:
+                done.set_result(stopwatch.read())
 
     await app.start()
     async with asyncio.timeout(START_TIMEOUT_S):
         await begun.wait()
-    await asyncio.sleep(seconds)
-    return {"events": taken["events"], "seconds": taken["last_s"] - taken["first_s"]}
+    return measured(task.events, await done, [*_cells("port", ports), *_cells("user", users)])
 
 
-async def _create_changelogs(settings: Settings, name: str) -> None:
+def _cells(kind: str, table: Any) -> list[tuple[tuple[str, int], Amounts]]:
+    cells: list[tuple[tuple[str, int], Amounts]] = []
+    for key, (requests, tokens, cost_nano) in table.items():
+        name, _, day = key.rpartition("|")
+        cells.append(((f"{kind}:{name}", int(day)), (requests, tokens, cost_nano)))
+    return cells
+
+
+async def _create_changelogs(task: Task, name: str) -> None:
     # Faust would create them too late for its own check of their partition counts.
-    admin = AIOKafkaAdminClient(**client_kwargs(settings))
+    admin = AIOKafkaAdminClient(bootstrap_servers=task.kafka)
     await admin.start()
     try:
         await admin.create_topics(
             [
-                NewTopic(f"{name}-{table}-changelog", settings.partition_count, 1)
+                NewTopic(f"{name}-{table}-changelog", task.partitions, 1)
                 for table in ("ports", "users")
             ]
         )
@@ -96,11 +92,11 @@ async def _create_changelogs(settings: Settings, name: str) -> None:
         await admin.close()
 
 
-async def _main(seconds: float, scratch: Path) -> None:
-    print(json.dumps(await run(seconds, scratch)), flush=True)
+async def _main(scratch: Path) -> None:
+    answer(await run(task_of_this_process(), scratch))
     os._exit(0)  # Faust would flush for many seconds; the figure is taken
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(_main(float(sys.argv[1]), Path(folder)))
+        asyncio.run(_main(Path(folder)))

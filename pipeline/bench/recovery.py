@@ -23,7 +23,7 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.structs import ConsumerRecord
 
-from pipeline.bench.stream import peak_mb
+from pipeline.bench.process_cost import peak_mb
 from pipeline.core.budgets import is_heartbeat, parse_heartbeat
 from pipeline.core.errors import CorruptRecord, TallyportError
 from pipeline.core.partials import CellValue

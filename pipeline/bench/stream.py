@@ -1,190 +1,192 @@
-"""``tallyport bench stream``: the worker against the floor and against a plain Faust agent.
+"""``tallyport bench stream``: the worker against the floor, plain Faust and, if asked, its peers.
 
-One Kafka, one topic with a backlog, one contender at a time, in interleaved rounds: the machine's
-mood changes, so only the ratios within a round mean something. The worker runs with everything on
-(validation, dedupe, priced blocks, journals, partials, budget states); its rate is taken from the
-first to the last priced block that a read_committed subscriber saw.
+One Kafka, one topic with a backlog, one contender at a time, in interleaved rounds whose order
+turns: the machine's mood changes, so only the ratios within a round mean something. The worker
+runs with everything on (validation, dedupe, priced blocks, journals, partials, budget states).
+Whoever's totals are not the floor's, to the last nano, has no figure.
 """
 
-import asyncio
-import json
+import os
 import statistics
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-
-from pipeline.core.blocks import decode_block
-from pipeline.core.errors import TallyportError
-from pipeline.core.policies import policy_from_object
-from pipeline.kafka import client_kwargs
-from pipeline.ops.deployment import Deployment, child_environ
+from pipeline.bench.backlog import Load, drop, fill, fill_input
+from pipeline.bench.contenders import (
+    FLOOR,
+    OWN,
+    PEERS,
+    WORKER,
+    Contender,
+    ContenderFailed,
+    check_peers,
+    run_contender,
+)
+from pipeline.bench.task import Measured, Task
+from pipeline.bench.worker_run import run_worker
+from pipeline.ops.deployment import Deployment
 from pipeline.settings import Settings
-from pipeline.stream.policy_log import write_policies
-from pipeline.stream.tables import read_tables
-from pipeline.stream.topics import Topics, create_or_check
-from producers.kafka import Publisher
+from pipeline.stream.topics import Topics
 from producers.steady import steady
 
-FAUST_SECONDS = 15.0
-ROUND_TIMEOUT_S = 240.0
-POLICIES = (
-    {"scope": "all", "unit": "cost", "period": "month", "hard_cap": "1000000"},
-    {"scope": "port:*", "unit": "tokens", "period": "month", "hard_cap": 10**12},
-    {"scope": "user:*", "unit": "cost", "period": "day", "hard_cap": "1000"},
-)
+PART_EVENTS = 20_000
+"""So many events plain Faust reads, where there are more."""
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """Events per second of each contender in one round; the worker's peak memory in MB, and the
-    live cells of its tables at the end."""
-
-    floor: float
-    worker: float
-    faust: float
-    worker_mb: float = 0.0
-    cells: int = 0
+Round = dict[str, Measured]
 
 
 @dataclass(frozen=True, slots=True)
 class StreamBench:
-    """All rounds, in the order they ran."""
+    """All rounds, in the order they ran: what each contender measured, by its name."""
 
-    events: int
-    rounds: list[Round]
+    load: Load
+    rounds: list[Round] = field(default_factory=list[Round])
 
-    def ratio(self, of: Callable[[Round], float]) -> float:
+    @property
+    def names(self) -> list[str]:
+        return list(self.rounds[0])
+
+    def middle(self, name: str, of: Callable[[Measured], float]) -> float:
         """The median over the rounds."""
-        return statistics.median(of(r) for r in self.rounds)
+        return statistics.median(of(found[name]) for found in self.rounds)
+
+    def spread(self, name: str) -> tuple[float, float]:
+        """The lowest and the highest events per second."""
+        rates = [found[name].events_per_s for found in self.rounds]
+        return min(rates), max(rates)
+
+    def ratio(self, name: str, to: str) -> float:
+        """The median of the ratios within each round."""
+        return statistics.median(
+            found[name].events_per_s / found[to].events_per_s for found in self.rounds
+        )
+
+    def cost_ratio(self, name: str, to: str) -> float:
+        """As ``ratio`` for processor time per event, which other work on the machine moves less."""
+        return statistics.median(found[name].cpu_us / found[to].cpu_us for found in self.rounds)
 
     def to_json(self) -> dict[str, object]:
         """Figures as plain numbers."""
         return {
-            "events": self.events,
-            "rounds": [
-                {
-                    "floor": r.floor,
-                    "worker": r.worker,
-                    "plain_faust": r.faust,
-                    "mb": r.worker_mb,
-                    "cells": r.cells,
-                }
-                for r in self.rounds
-            ],
-            "worker_to_floor": self.ratio(lambda r: r.worker / r.floor),
-            "worker_to_plain_faust": self.ratio(lambda r: r.worker / r.faust),
+            "events": self.load.events,
+            "ports": self.load.ports,
+            "users": self.load.users,
+            "rounds": len(self.rounds),
+            "contenders": [self._row(name) for name in self.names],
+        }
+
+    def _row(self, name: str) -> dict[str, object]:
+        lowest, highest = self.spread(name)
+        return {
+            "contender": name,
+            "events_read": self.rounds[0][name].events,
+            "events_per_s": self.middle(name, lambda m: m.events_per_s),
+            "lowest": lowest,
+            "highest": highest,
+            "cpu_s_per_million": self.middle(name, lambda m: m.cpu_us),
+            "broker_cpu_s_per_million": self.middle(name, lambda m: m.broker_cpu_us),
+            "peak_mb": self.middle(name, lambda m: m.peak_mb),
+            "cells": self.rounds[0][name].cells,
+            "to_floor": self.ratio(name, FLOOR),
+            "cpu_to_floor": self.cost_ratio(name, FLOOR),
+            "tallyport_to_it": self.ratio(WORKER, name),
         }
 
 
-async def run(settings: Settings, events: int, rounds: int, users: int, say: Say) -> StreamBench:
-    """Runs everything on a deployment of its own; raises ``TallyportError`` when one part fails.
+async def run(
+    settings: Settings, load: Load, rounds: int, peers_python: Path | None, say: Say
+) -> StreamBench:
+    """Runs everything on a deployment of its own, with the peers where their interpreter is given.
 
-    ``users`` is how many different ones the events are of: most cells are theirs.
+    Raises ``PeersMissing`` before anything starts, ``ContenderFailed`` when one fails or is wrong.
     """
+    contenders = OWN
+    if peers_python is not None:
+        check_peers(peers_python)
+        contenders = (*OWN, *PEERS)
+    bench = StreamBench(load)
     async with Deployment(settings, parts=()) as deployment:
-        done: list[Round] = []
         for number in range(rounds):
-            done.append(await _round(deployment, f"bench{number}.", events, users, say))
-        return StreamBench(events, done)
+            one = _Round(deployment, f"bench{number}.", load, peers_python or Path(), say)
+            found = await one.run(contenders, number)
+            bench.rounds.append({name: found[name] for name in _names(contenders)})
+    return bench
 
 
-async def _round(deployment: Deployment, prefix: str, events: int, users: int, say: Say) -> Round:
-    settings = deployment.settings.replaced(topic_prefix=prefix)
-    await create_or_check(settings)
-    client, topics = client_kwargs(settings), Topics(prefix)
-    policies = [policy_from_object(policy) for policy in POLICIES]
-    await write_policies(client, topics, "bench", policies)
-    say(f"{prefix} filling {events:,} events")
-    async with Publisher(client, topics.events) as publisher:
-        seed, end = time.time_ns() % 2**32, datetime.now(UTC)
-        await publisher.send_many(steady(events, seed, users=users, end=end))
-        await publisher.flush()
-    floor = await _child(settings, "pipeline.bench.floor")
-    floor_rate = floor["events"] / floor["seconds"]
-    say(f"{prefix} floor {floor_rate:,.0f} events/s")
-    worker_rate, worker_mb = await _worker(deployment, settings, events)
-    say(f"{prefix} worker {worker_rate:,.0f} events/s")
-    tables = await read_tables(client, topics, list(range(settings.partition_count)))
-    cells = sum(len(table.cells) for table in tables.values())
-    faust = await _child(settings, "pipeline.bench.plain_faust", str(FAUST_SECONDS))
-    faust_rate = faust["events"] / faust["seconds"]
-    say(f"{prefix} plain Faust {faust_rate:,.0f} events/s")
-    return Round(floor_rate, worker_rate, faust_rate, worker_mb, cells)
+def _names(contenders: Iterable[Contender]) -> list[str]:
+    return [FLOOR, WORKER, *(one.name for one in contenders if one.name != FLOOR)]
 
 
-async def _child(settings: Settings, module: str, *arguments: str) -> dict[str, float]:
-    import os
+class _Round:
+    """One round: a topic, and a shorter one beside it for who takes only a part."""
 
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        module,
-        *arguments,
-        env=child_environ(settings, os.environ),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(ROUND_TIMEOUT_S):
-            out, err = await process.communicate()
-    except BaseException:
-        process.kill()
-        await process.wait()
-        raise
-    if process.returncode:
-        raise TallyportError(f"{module} failed: {err.decode(errors='replace')[-2000:]}")
-    return json.loads(out.decode().strip().splitlines()[-1])
+    def __init__(
+        self, deployment: Deployment, prefix: str, load: Load, peers_python: Path, say: Say
+    ) -> None:
+        self._deployment = deployment
+        self._load = load
+        self._part = Load(min(load.events, PART_EVENTS), load.ports, load.users)
+        self._peers_python = peers_python
+        self._tell = say
+        self._settings = deployment.settings.replaced(topic_prefix=prefix)
+        self._part_settings = deployment.settings.replaced(topic_prefix=f"{prefix}part.")
 
+    async def run(self, contenders: tuple[Contender, ...], turn: int) -> Round:
+        """Every contender, beginning with another one each time; the floor says what is right."""
+        seed, load, part = time.time_ns() % 2**32, self._load, self._part
+        self._say(f"filling {load.events:,} events of {load.ports:,} ports, {load.users:,} users")
+        end = datetime.now(UTC)
+        made = steady(load.events, seed, ports=load.ports, users=load.users, end=end)
+        await fill(self._settings, made)
+        made = steady(load.events, seed, ports=load.ports, users=load.users, end=end)
+        await fill_input(self._part_settings, islice(made, part.events))
+        found: Round = {}
+        order: list[Contender | None] = [*contenders, None]  # None is the worker
+        for contender in order[turn % len(order) :] + order[: turn % len(order)]:
+            name = contender.name if contender is not None else WORKER
+            self._say(f"{name} …")
+            one = await (self._run(contender) if contender is not None else self._worker())
+            found[name] = one
+            self._say(
+                f"{name}: {one.events_per_s:,.0f} events/s, {one.cpu_us:.2f} + "
+                f"{one.broker_cpu_us:.2f} µs of processor, {one.peak_mb:.0f} MB"
+            )
+        await self._check(contenders, found)
+        await drop(self._settings)
+        return found
 
-async def _worker(deployment: Deployment, settings: Settings, events: int) -> tuple[float, float]:
-    topics = Topics(settings.topic_prefix)
-    consumer = AIOKafkaConsumer(
-        **client_kwargs(settings),
-        isolation_level="read_committed",
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-    )
-    await consumer.start()
-    deployment.settings = settings
-    child = deployment.launch("worker")
-    try:
-        tps = [TopicPartition(topics.priced, p) for p in range(settings.partition_count)]
-        consumer.assign(tps)
-        async with asyncio.timeout(ROUND_TIMEOUT_S):
-            rate = await _rate(consumer, events)
-        return rate, peak_mb(child.pid)
-    except TimeoutError as error:
-        raise TallyportError(f"the worker did not finish{child.log_note()}") from error
-    finally:
-        await consumer.stop()
-        child.stop(30.0)
+    def _say(self, line: str) -> None:
+        self._tell(f"{self._settings.topic_prefix} {line}")
 
+    async def _run(self, contender: Contender) -> Measured:
+        is_part = contender.takes_part
+        settings = self._part_settings if is_part else self._settings
+        kafka = self._deployment.kafka_server
+        task = Task(
+            self._deployment.kafka,
+            Topics(settings.topic_prefix).events,
+            settings.partition_count,
+            (self._part if is_part else self._load).events,
+            kafka.pid if kafka is not None else 0,
+            contender.variant,
+        )
+        return await run_contender(contender, task, self._peers_python, os.environ)
 
-async def _rate(consumer: AIOKafkaConsumer, events: int) -> float:
-    taken, first_rows, first_s = 0, 0, 0.0
-    while taken < events:
-        rows = 0
-        for records in (await consumer.getmany(timeout_ms=200)).values():
-            rows += sum(len(decode_block(record.value or b"").rows) for record in records)
-        if rows and not taken:
-            first_s, first_rows = time.perf_counter(), rows
-        taken += rows
-    return (taken - first_rows) / (time.perf_counter() - first_s)
+    async def _worker(self) -> Measured:
+        found, _ = await run_worker(self._deployment, self._settings, self._load.events)
+        return found
 
-
-def peak_mb(pid: int) -> float:
-    """The process's peak resident memory, 0 where the system does not tell."""
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    except OSError:
-        return 0.0
-    return 0.0
+    async def _check(self, contenders: tuple[Contender, ...], found: Round) -> None:
+        """Raises ``ContenderFailed`` for totals that are not those of the floor."""
+        whole = found[FLOOR].digest
+        bare = next(one for one in contenders if one.name == FLOOR)
+        part = await self._run(Contender(bare.name, bare.module, takes_part=True))
+        in_part = {one.name for one in contenders if one.takes_part}
+        for name, one in found.items():
+            if one.digest != (part.digest if name in in_part else whole):
+                raise ContenderFailed(f"the totals of {name} are not those of the floor")

@@ -2,20 +2,16 @@
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pipeline.bench.times import bars
+from pipeline.cli.bench_stream import Size, own_settings, run_stream, show_stream, stream
 from pipeline.cli.context import run_async, settings
 from pipeline.cli.output import as_json, print_json, print_table
 
-if TYPE_CHECKING:
-    from pipeline.settings import Settings
-
-_EVENTS = 300_000
 _ROUNDS = 3
-_USERS = 5_000
 _RATES = (200, 5_000)
 _SECONDS = 20
 _WARM_UP_S = 5
@@ -33,34 +29,13 @@ def bench(ctx: click.Context, json_wanted: bool) -> None:
     if ctx.invoked_subcommand is not None:
         return
     found = {
-        "stream": run_async(_stream(_EVENTS, _ROUNDS, _USERS)),
+        "stream": run_async(run_stream(Size(), _ROUNDS)),
         "latency": run_async(_latency(_RATES, _SECONDS, _WARM_UP_S, False)),
     }
     _show(found, json_wanted)
 
 
-@bench.command()
-@click.option(
-    "--events",
-    type=click.IntRange(1_000),
-    default=_EVENTS,
-    show_default=True,
-    help="Events that each contender reads in a round.",
-)
-@click.option(
-    "--rounds", type=click.IntRange(1), default=_ROUNDS, show_default=True, help="How many rounds."
-)
-@click.option(
-    "--users",
-    type=click.IntRange(1),
-    default=_USERS,
-    show_default=True,
-    help="Different users in the events; most of the worker's cells are theirs.",
-)
-@as_json
-def stream(events: int, rounds: int, users: int, json_wanted: bool) -> None:
-    """Events per second: the worker, the floor below it, and a plain Faust agent."""
-    _show({"stream": run_async(_stream(events, rounds, users))}, json_wanted)
+bench.add_command(stream)
 
 
 @bench.command()
@@ -132,7 +107,7 @@ async def _recovery(cells: int, ids: int, stretch: int) -> dict[str, object]:
     from pipeline.bench.recovery import run
 
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = _own_settings(settings(), Path(folder))
+        own = own_settings(settings(), Path(folder))
         found = await run(own, cells, ids, stretch, lambda line: click.echo(line, err=True))
     return found.to_json()
 
@@ -162,7 +137,7 @@ async def _rebuild(entries: int, cells: int) -> dict[str, object]:
     from pipeline.bench.rebuild import run
 
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = _own_settings(settings(), Path(folder))
+        own = own_settings(settings(), Path(folder))
         found = await run(own, entries, cells, lambda line: click.echo(line, err=True))
     return found.to_json()
 
@@ -185,7 +160,7 @@ async def _ledger(events: int) -> dict[str, object]:
     from pipeline.bench.ledger import run
 
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = _own_settings(settings(), Path(folder))
+        own = own_settings(settings(), Path(folder))
         found = await run(own, events, lambda line: click.echo(line, err=True))
     return found.to_json()
 
@@ -218,7 +193,7 @@ async def _http(events: int, rounds: int, seconds: int) -> dict[str, object]:
     from pipeline.bench.http import run
 
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = _own_settings(settings(), Path(folder))
+        own = own_settings(settings(), Path(folder))
         found = await run(own, events, rounds, seconds, lambda line: click.echo(line, err=True))
     return found.to_json()
 
@@ -248,17 +223,8 @@ async def _sdk(rate: int, seconds: int) -> dict[str, object]:
     from pipeline.bench.sdk import run
 
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = _own_settings(settings(), Path(folder))
+        own = own_settings(settings(), Path(folder))
         return await run(own, rate, seconds, lambda line: click.echo(line, err=True))
-
-
-async def _stream(events: int, rounds: int, users: int) -> dict[str, object]:
-    from pipeline.bench.stream import run
-
-    with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = _own_settings(settings(), Path(folder))
-        found = await run(own, events, rounds, users, lambda line: click.echo(line, err=True))
-    return found.to_json()
 
 
 async def _latency(
@@ -270,7 +236,7 @@ async def _latency(
     parts = ("worker",) if worker_only else PARTS
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        async with Deployment(_own_settings(settings(), Path(folder)), parts) as deployment:
+        async with Deployment(own_settings(settings(), Path(folder)), parts) as deployment:
             for rate in rates:
                 rows.append(
                     await measure(
@@ -284,31 +250,12 @@ async def _latency(
     return rows
 
 
-def _own_settings(configured: "Settings", folder: Path) -> "Settings":
-    return configured.replaced(
-        data_dir=folder,
-        kafka_bootstrap=None,
-        clickhouse_url=None,
-        kafka_port=0,
-        ledger_port=0,
-        api_port=0,
-        health_port=None,
-        topic_prefix="",
-    )
-
-
 def _show(found: dict[str, Any], json_wanted: bool) -> None:
     if json_wanted:
         print_json(found)
         return
     if "stream" in found:
-        rounds = found["stream"]["rounds"]
-        print_table(
-            [{name: f"{value:.0f}" for name, value in row.items()} for row in rounds],
-            ("floor", "worker", "plain_faust", "mb", "cells"),
-        )
-        for name in ("worker_to_floor", "worker_to_plain_faust"):
-            click.echo(f"{name}: {found['stream'][name]:.2f}")
+        show_stream(found["stream"])
     if "http" in found:
         rounds = found["http"].pop("rounds")
         print_table([{name: f"{value:.0f}" for name, value in row.items()} for row in rounds],

@@ -33,8 +33,11 @@ STATES_HEARTBEAT_S = 0.1
 PUBLISH_RECORDS = 2_000
 BUSY_RECORDS = 200
 BUSY_INTERVAL_S = 0.1
-# Without a moment when everything was published no heartbeat may move on: then input waits.
+# Without a moment when everything was published no heartbeat may move on: then input waits, and
+# more is published at a time, as the sources of this worker go on making states due. It has to be
+# more than a flush can make due here, or a long backlog of many scopes never has such a moment.
 CATCH_UP_S = 1.0
+CATCH_UP_RECORDS = 25_000
 TAKE_RECORDS = 1_000
 VERSION_BITS = 36
 VERSION_HEADER = "version"
@@ -72,6 +75,8 @@ class MergeStage:
         self._day = 0
         self._busy_until_s = 0.0
         self._caught_up_at_s = 0.0
+        # What was still due after the last time; what is due before the next one came since.
+        self._left_due = 0
 
     def apply_local(self, partial: Partial) -> None:
         """Takes a partial of a source partition that lives in this worker."""
@@ -87,7 +92,7 @@ class MergeStage:
 
     def gather(self, outbox: Outbox, now_s: float) -> None:
         """Applies what arrived, and puts the states and heartbeats that are due into ``outbox``."""
-        if not self._must_catch_up(now_s):
+        if not (self._left_due and self._must_catch_up(now_s)):
             for record in self.inbox.take(TAKE_RECORDS):
                 self._apply_record(record)
         has_published = self._publish(outbox, now_s)
@@ -149,13 +154,15 @@ class MergeStage:
         accounts = self.accounts
         changes: list[Change] = []
         is_due = accounts.has_urgent or now_s >= self._busy_until_s
-        if accounts.dirty and (is_due or self._must_catch_up(now_s)):
-            changes = accounts.changes(PUBLISH_RECORDS)
+        is_late = self._must_catch_up(now_s)
+        if accounts.dirty and (is_due or is_late):
+            changes = accounts.changes(CATCH_UP_RECORDS if is_late else PUBLISH_RECORDS)
             if len(changes) > BUSY_RECORDS:
                 self._busy_until_s = now_s + BUSY_INTERVAL_S
             if changes:
                 self._add_states(outbox, changes)
                 metrics.STATES_PUBLISHED.inc(len(changes))
+        self._left_due = accounts.dirty
         if not accounts.dirty:
             self._published_marks = dict(self._marks)
             self._caught_up_at_s = now_s

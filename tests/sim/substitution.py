@@ -70,6 +70,7 @@ SMALL: tuple[tuple[Any, str, int], ...] = (
     (pricing, "POSITION_INTERVAL_S", 1),
     (merging, "TAKE_RECORDS", 3),
     (merging, "PUBLISH_RECORDS", 3),
+    (merging, "CATCH_UP_RECORDS", 30),
     (merging, "BUSY_RECORDS", 1),
     (sink, "INSERT_MAX_ROWS", 4),
     (sink, "POLL_MAX_BLOCKS", 2),

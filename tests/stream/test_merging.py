@@ -1,0 +1,64 @@
+"""The merge stage under a backlog whose sources live in the same worker."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from faust.types import TP
+
+from pipeline.core.accounts import Accounts
+from pipeline.core.budgets import is_heartbeat
+from pipeline.core.partials import PARTIAL_VERSION, CellValue, Partial
+from pipeline.core.policies import policy_from_object
+from pipeline.core.windows import DAY_MS
+from pipeline.settings import load_settings
+from pipeline.stream import merging
+from pipeline.stream.clock import BrokerClock
+from pipeline.stream.context import StreamContext
+from pipeline.stream.inbox import Inbox
+from pipeline.stream.merging import MergeStage
+from pipeline.stream.topics import Topics
+from pipeline.stream.transaction import Outbox
+from pipeline.stream.transport import Slice
+
+DAY = 20_000
+FLUSHES = 20
+NEW_SCOPES = 3 * merging.PUBLISH_RECORDS
+"""So many of each flush: more than is published at a time, less than one that must catch up."""
+
+
+async def no_seek(offset: int) -> None:
+    raise AssertionError(f"sought to {offset}")
+
+
+def partial(flush: int) -> Partial:
+    cells: list[CellValue] = [
+        (f"user:{flush}-{number}", DAY, (1, 1, 1, 1, 0, 0)) for number in range(NEW_SCOPES)
+    ]
+    return Partial(PARTIAL_VERSION, 1, 0, flush, 0, True, flush, DAY * DAY_MS + flush, cells)
+
+
+@pytest.mark.parametrize("flush_apart_s", [0.3, 3.0])
+async def test_a_long_backlog_of_ever_new_scopes_lets_heartbeats_and_input_move_on(
+    flush_apart_s: float,
+) -> None:
+    rates: Any = None  # the merge prices nothing
+    context = StreamContext(load_settings({}), {}, Topics(""), 1, 1, rates, BrokerClock())
+    accounts = Accounts(lambda scope: True, DAY * DAY_MS)
+    policy = {"scope": "user:*", "unit": "tokens", "period": "day", "hard_cap": 10**6}
+    accounts.put_policy(policy_from_object(policy))
+    inbox = Inbox(0, no_seek, asyncio.Event())
+    stage = MergeStage(context, 0, accounts, {}, 1, [0], inbox)
+    through: set[int] = set()
+    for flush in range(1, FLUSHES):
+        await inbox.offer(Slice(TP("partials", 0), flush - 1, flush, []))
+        stage.apply_local(partial(flush))
+        outbox = Outbox()
+        stage.gather(outbox, 1_000 + flush * flush_apart_s)
+        for record in outbox.records[context.topics.state, 0]:
+            if is_heartbeat(record.key or b""):
+                through.add(json.loads(record.value or b"")["through"]["0"])
+    assert len(through) > 2
+    assert inbox.reached > FLUSHES // 2
+    assert accounts.dirty < 4 * NEW_SCOPES
