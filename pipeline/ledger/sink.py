@@ -203,10 +203,12 @@ class _Sink(ConsumerRebalanceListener):
         """Reads the positions of what is assigned, and starts reading there."""
         assigned = set(self._consumer.assignment())
         firsts = await self._consumer.beginning_offsets(assigned) if assigned else {}
-        ends = await self._consumer.end_offsets(assigned) if assigned else {}
         sources = (self._topics.events, self._topics.resolved)
         partitions = sorted(tp.partition for tp in assigned)
         holdings = await self._in_thread(self._writer.holdings, sources, partitions)
+        # Asked for last: a sink that slept in between would take what another one has written
+        # meanwhile for blocks that Kafka lost.
+        ends = await self._consumer.end_offsets(assigned) if assigned else {}
         await self._learn_log()
         if assigned != self._consumer.assignment():
             return

@@ -242,10 +242,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                     break
             for task in self._all_tasks():
                 if not task.done():
-                    # It never began: its first step was dropped when its process died. What does
-                    # begin and comes to an armed point is killed there, as before.
-                    with contextlib.suppress(RuntimeError, Killed):
-                        task.get_coro().close()
+                    _end(task.get_coro())
         finally:
             _set_running_loop(None)
             self._ready.clear()
@@ -280,3 +277,13 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def _end_generator(self, generator: Any) -> None:
         self.call_soon(self.create_task, generator.aclose())
+
+
+def _end(coro: Any) -> None:
+    """Ends what will never be resumed: its next step was dropped when its process died.
+
+    Whatever its clean-up waits for is cancelled, too; at an armed point it is killed, as before.
+    """
+    with contextlib.suppress(Exception, asyncio.CancelledError, Killed):
+        for _ in range(BURIAL_STEPS):
+            coro.throw(asyncio.CancelledError())
