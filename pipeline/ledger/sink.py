@@ -342,7 +342,8 @@ class _Sink(ConsumerRebalanceListener):
         wait_s = min(BACKOFF_FIRST_S * 2 ** (self._failures - 1), BACKOFF_MAX_S)
         _log.warning("%s; reading the positions again in %.1f s", error, wait_s)
         self._status.failures += 1
-        self._status.doing = f"it tries again after: {error}"
+        self._status.doing = "it waits"
+        self._status.trouble = str(error)
         self._writer.close()
         self._consumer.pause(*self._consumer.assignment())
         self._forget()
