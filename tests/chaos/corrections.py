@@ -24,6 +24,7 @@ PAUSE_S = (0.05, 0.4)
 RETRY_S = 0.3
 REQUEST_TIMEOUT_MS = 3_000
 FAVOURITES = 12
+UNKNOWN_SHARE = 0.15
 SHOWN = 5
 SUMS = (
     "requests", "unpriced_requests", "input_tokens", "cached_input_tokens", "output_tokens",
@@ -111,7 +112,7 @@ class Corrections:
         elif rng.random() < 0.02:
             self._favourites[rng.randrange(FAVOURITES)] = picked
         port_id, event_id = rng.choice(self._favourites) if rng.random() < 0.5 else picked
-        if rng.random() < 0.05:
+        if rng.random() < UNKNOWN_SHARE:
             event_id = f"never-{rng.getrandbits(32):08x}"
         body: dict[str, Any] = {
             "correction_id": f"correction-{rng.getrandbits(60):015x}",

@@ -200,7 +200,8 @@ def at_point(part: str, point: str) -> Act:
 
     async def act(scene: Scene) -> str:
         slot = scene.one(part)
-        slot.fault = f"{point}:{scene.rng.choice((1, 1, 2, 5))}"
+        passes = (1, 1, 2, 5) if part == "worker" or point.startswith("sink-") else (1, 1, 2)
+        slot.fault = f"{point}:{scene.rng.choice(passes)}"
         armed = slot.fault
         await scene.stop(slot)
         before = len(scene.parts.exits)
