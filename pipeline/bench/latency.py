@@ -1,26 +1,35 @@
 """How long an event takes to show in ``budget.state`` at a subscriber.
 
-Events are sent at an even rate; every one in ``PROBE_EVERY`` belongs to a port of its own, under
-a wildcard policy, so the first state of that port tells when exactly this event had arrived.
+A process of its own sends the load. Among it, every twentieth event is sent from here and belongs
+to a port of its own, under a wildcard policy, so the first state of that port tells when exactly
+this event had arrived. What is sent while everything is still warming up is not counted.
 """
 
 import asyncio
+import os
+import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
+from pipeline.bench.times import Times
 from pipeline.core.errors import TallyportError
 from pipeline.core.policies import policy_from_object
 from pipeline.core.scopes import record_key
 from pipeline.kafka import client_kwargs
+from pipeline.ops.deployment import child_environ
 from pipeline.settings import Settings
 from pipeline.stream.policy_log import write_policies
 from pipeline.stream.topics import Topics
 from producers.steady import steady
 
 PROBE_EVERY = 20
+MAX_PROBES_PER_S = 100
+LOAD_INTERVAL_MS = 2
+LOAD_TIMEOUT_S = 30.0
 SETTLE_S = 3.0
 POLICIES = (
     {"scope": "port:*", "unit": "tokens", "period": "month", "hard_cap": 10**15},
@@ -28,71 +37,109 @@ POLICIES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Milliseconds from send to state, sorted; ``lost`` probes never showed."""
+@dataclass(slots=True)
+class Probes:
+    """What was sent and has not shown, and how long the others took."""
 
-    rate: int
-    millis: list[float]
-    lost: int
+    counted_from_s: float
+    sent_s: dict[str, float] = field(default_factory=dict[str, float])
+    seconds: list[float] = field(default_factory=list[float])
 
-    def at(self, percent: float) -> float:
-        """The percentile, nearest rank."""
-        return self.millis[min(len(self.millis) - 1, int(len(self.millis) * percent / 100))]
+    def shown(self, key: str) -> None:
+        """A state has arrived."""
+        sent_s = self.sent_s.pop(key, None)
+        if sent_s is not None and sent_s >= self.counted_from_s:
+            self.seconds.append(time.perf_counter() - sent_s)
 
 
-async def measure(settings: Settings, rate: int, seconds: int) -> Latency:
-    """Sends ``rate`` events a second for ``seconds``; a worker must be running."""
+async def measure(
+    settings: Settings, rate: int, seconds: int, warm_up_s: int, say: Callable[[str], None]
+) -> dict[str, object]:
+    """Sends ``rate`` events a second; a worker must be running.
+
+    Times in ms; ``sent_per_s`` is the rate that was reached; ``lost`` probes never showed;
+    ``over_500_ms`` counts stalls.
+    """
     client, topics = client_kwargs(settings), Topics(settings.topic_prefix)
     policies = [policy_from_object(policy) for policy in POLICIES]
     await write_policies(client, topics, "bench", policies)
-    consumer = AIOKafkaConsumer(
-        **client, isolation_level="read_committed", enable_auto_commit=False, fetch_max_wait_ms=50
-    )
-    producer = AIOKafkaProducer(**client, linger_ms=0, acks="all")
-    await consumer.start()
-    await producer.start()
-    sent: dict[str, float] = {}
-    millis: list[float] = []
-    try:
-        tps = [TopicPartition(topics.state, p) for p in range(settings.partition_count)]
+    tps = [TopicPartition(topics.state, p) for p in range(settings.partition_count)]
+    say(f"{rate} events/s for {warm_up_s} + {seconds} s")
+    async with (
+        AIOKafkaConsumer(
+            **client,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            fetch_max_wait_ms=50,
+        ) as consumer,
+        AIOKafkaProducer(**client, linger_ms=0, acks="all") as producer,
+    ):
         consumer.assign(tps)
         await consumer.seek_to_end(*tps)
         for tp in tps:
             await consumer.position(tp)
-        reader = asyncio.ensure_future(_read(consumer, sent, millis))
-        await _send(producer, topics.events, rate, seconds, sent)
-        await asyncio.sleep(SETTLE_S)
-        reader.cancel()
-        await asyncio.gather(reader, return_exceptions=True)
-    finally:
-        await producer.stop()
-        await consumer.stop()
-    if not millis:
+        load = await _load(settings, rate, warm_up_s + seconds)
+        probes = Probes(time.perf_counter() + warm_up_s)
+        reader = asyncio.ensure_future(_read(consumer, probes))
+        try:
+            await _send(producer, topics.events, rate, warm_up_s + seconds, probes)
+            took, _ = await asyncio.wait_for(load.communicate(), LOAD_TIMEOUT_S)
+            await asyncio.sleep(SETTLE_S)
+        finally:
+            if load.returncode is None:
+                load.kill()
+                await load.wait()
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+    if load.returncode:
+        raise TallyportError("the process that sends the load has failed")
+    if not probes.seconds:
         raise TallyportError("no probe showed in budget.state: is a worker running?")
-    return Latency(rate, sorted(millis), len(sent))
+    sent = _probe_rate(rate) + (rate - _probe_rate(rate)) * (warm_up_s + seconds) / float(took)
+    return _row(rate, sent, Times(sorted(probes.seconds)), len(probes.sent_s))
 
 
-async def _read(consumer: AIOKafkaConsumer, sent: dict[str, float], millis: list[float]) -> None:
+def _row(rate: int, sent: float, times: Times, lost: int) -> dict[str, object]:
+    return {
+        "events_per_s": rate,
+        "sent_per_s": round(sent),
+        "probes": len(times.seconds),
+        **{f"p{p}_ms": round(1000 * times.at(p), 1) for p in (50, 90, 99)},
+        "max_ms": round(1000 * times.seconds[-1], 1),
+        "over_500_ms": times.stalls,
+        "lost": lost,
+        "histogram_ms": times.histogram(),
+    }
+
+
+async def _load(settings: Settings, rate: int, seconds: int) -> asyncio.subprocess.Process:
+    arguments = (rate - _probe_rate(rate), seconds, LOAD_INTERVAL_MS)
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "pipeline.bench.load"),
+        *(str(argument) for argument in arguments),
+        env=child_environ(settings, os.environ),
+        stdout=asyncio.subprocess.PIPE,
+    )
+
+
+def _probe_rate(rate: int) -> int:
+    return max(1, min(MAX_PROBES_PER_S, rate // PROBE_EVERY))
+
+
+async def _read(consumer: AIOKafkaConsumer, probes: Probes) -> None:
     async for record in consumer:
-        started_s = sent.pop((record.key or b"").decode(), None)
-        if started_s is not None:
-            millis.append(1000 * (time.perf_counter() - started_s))
+        probes.shown((record.key or b"").decode())
 
 
 async def _send(
-    producer: AIOKafkaProducer, topic: str, rate: int, seconds: int, sent: dict[str, float]
+    producer: AIOKafkaProducer, topic: str, rate: int, seconds: int, probes: Probes
 ) -> None:
-    run = time.time_ns()
-    events = steady(rate * seconds, run % 2**32, end=datetime.now(UTC), events_per_s=rate)
+    run, per_s = time.time_ns(), _probe_rate(rate)
+    events = steady(per_s * seconds, run % 2**32, end=datetime.now(UTC), events_per_s=per_s)
     started_s = time.perf_counter()
     for number, (key, value) in enumerate(events):
-        ahead_s = number / rate - (time.perf_counter() - started_s)
-        if ahead_s > 0.001:
-            await asyncio.sleep(ahead_s)
-        if number % PROBE_EVERY == 0:
-            port_id = f"probe-{run}-{number}"
-            value = value.replace(key, port_id.encode())
-            key = port_id.encode()
-            sent[record_key(f"port:{port_id}", "tokens", "month")] = time.perf_counter()
-        await producer.send(topic, value, key=key)
+        await asyncio.sleep(max(0.0, number / per_s - (time.perf_counter() - started_s)))
+        port_id = f"probe-{run}-{number}"
+        state_key = record_key(f"port:{port_id}", "tokens", "month")
+        probes.sent_s[state_key] = time.perf_counter()
+        await producer.send(topic, value.replace(key, port_id.encode()), key=port_id.encode())

@@ -37,7 +37,7 @@ FILL_ROWS = 500_000
 REPEATS = 10
 INSERT_ROWS = 50_000
 """Of one insert of the direct contender: what the sink inserts at most at a time."""
-SINK_EVENTS = 300_000
+SINK_EVENTS = 500_000
 SINK_EVENTS_LEAST = 200_000
 """Fewer are over in a round or two."""
 FRESH_RATE = 5_000
@@ -45,6 +45,7 @@ FRESH_BLOCK_ROWS = 250
 FRESH_S = 10
 WAIT_S = 300.0
 _POLL_S = 0.02
+_DRAIN_POLL_S = 0.5  # each look is a query beside the inserts
 
 _FILL = """
 INSERT INTO ledger_entries
@@ -269,7 +270,7 @@ async def _drained(client: Client, blocks: Sequence[PricedBlock]) -> float:
             rows, first_ms, last_ms, of_first = (int(value or 0) for value in row)
             if rows >= wanted:
                 return (rows - of_first) / max(0.001, (last_ms - first_ms) / 1000)
-            await asyncio.sleep(_POLL_S * 5)
+            await asyncio.sleep(_DRAIN_POLL_S)
 
 
 async def _fresh(

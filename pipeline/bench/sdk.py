@@ -11,9 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from pipeline.bench.sdk_processes import PROBE_CAP
+from pipeline.bench.gate import PROBE_CAP
+from pipeline.bench.times import Times
 from pipeline.core.budgets import (
     Heartbeat,
     State,
@@ -40,27 +40,11 @@ CHECKS = 100_000
 RECORDS = 20_000
 UPDATES_EVERY = 50
 PROBE_EVERY_S = 0.1
-WARM_UP_S = 3.0
+WARM_UP_S = 5.0
+LOAD_INTERVAL_MS = 5
 SETTLE_S = 20.0
 IMPORTS = 7
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """Durations in seconds, sorted."""
-
-    seconds: list[float]
-
-    def at(self, percent: float) -> float:
-        """The percentile, nearest rank."""
-        last = len(self.seconds) - 1
-        return self.seconds[min(last, int(len(self.seconds) * percent / 100))]
-
-    def to_json(self, unit: str, per_s: float) -> dict[str, float]:
-        """p50, p99 and how many, in ``unit``."""
-        row = {f"p{p}_{unit}": round(self.at(p) * per_s, 2) for p in (50, 99)}
-        return {**row, "count": len(self.seconds)}
 
 
 async def run(settings: Settings, rate: int, seconds: int, say: Say) -> dict[str, object]:
@@ -155,9 +139,8 @@ async def refusals(deployment: Deployment, rate: int, seconds: int) -> Times:
     environ = child_environ(settings, os.environ)
     first = time.time_ns() % 10**9
     probes = int((seconds - WARM_UP_S) / PROBE_EVERY_S)
-    asking = ("gate", str(first), str(probes), str(seconds + SETTLE_S))
-    gate = await _child(environ, *asking)
-    load = await _child(environ, "load", str(rate), str(seconds))
+    gate = await _child(environ, "gate", first, probes, seconds + SETTLE_S)
+    load = await _child(environ, "load", rate, seconds, LOAD_INTERVAL_MS)
     try:
         sent_s = await _probe(settings, gate, first, probes)
         out, _ = await asyncio.wait_for(gate.communicate(), seconds + SETTLE_S + 30)
@@ -196,12 +179,14 @@ async def _probe(
     return sent_s
 
 
-async def _child(environ: dict[str, str], *arguments: str) -> asyncio.subprocess.Process:
+async def _child(
+    environ: dict[str, str], name: str, *arguments: float
+) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "pipeline.bench.sdk_processes",
-        *arguments,
+        f"pipeline.bench.{name}",
+        *(str(argument) for argument in arguments),
         env=environ,
         stdout=asyncio.subprocess.PIPE,
     )

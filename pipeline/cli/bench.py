@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.bench.times import bars
 from pipeline.cli.context import run_async, settings
 from pipeline.cli.output import as_json, print_json, print_table
 
@@ -17,7 +18,7 @@ _ROUNDS = 3
 _USERS = 5_000
 _RATES = (200, 5_000)
 _SECONDS = 20
-_PERCENTILES = (50.0, 99.0)
+_WARM_UP_S = 5
 
 
 @click.group(invoke_without_command=True)
@@ -33,7 +34,7 @@ def bench(ctx: click.Context, json_wanted: bool) -> None:
         return
     found = {
         "stream": run_async(_stream(_EVENTS, _ROUNDS, _USERS)),
-        "latency": run_async(_latency(_RATES, _SECONDS, False)),
+        "latency": run_async(_latency(_RATES, _SECONDS, _WARM_UP_S, False)),
     }
     _show(found, json_wanted)
 
@@ -79,14 +80,24 @@ def stream(events: int, rounds: int, users: int, json_wanted: bool) -> None:
     help="How long each rate is sent.",
 )
 @click.option(
+    "--warm-up",
+    "warm_up_s",
+    type=click.IntRange(0),
+    default=_WARM_UP_S,
+    show_default=True,
+    help="Seconds before that which are not counted: a fresh broker compiles its code as it runs.",
+)
+@click.option(
     "--worker-only",
     is_flag=True,
     help="Without sink and API, as where each part has a machine of its own.",
 )
 @as_json
-def latency(rate: tuple[int, ...], seconds: int, worker_only: bool, json_wanted: bool) -> None:
+def latency(
+    rate: tuple[int, ...], seconds: int, warm_up_s: int, worker_only: bool, json_wanted: bool
+) -> None:
     """Milliseconds from the sending of an event to its state at a subscriber."""
-    _show({"latency": run_async(_latency(rate, seconds, worker_only))}, json_wanted)
+    _show({"latency": run_async(_latency(rate, seconds, warm_up_s, worker_only))}, json_wanted)
 
 
 @bench.command()
@@ -251,7 +262,7 @@ async def _stream(events: int, rounds: int, users: int) -> dict[str, object]:
 
 
 async def _latency(
-    rates: tuple[int, ...], seconds: int, worker_only: bool
+    rates: tuple[int, ...], seconds: int, warm_up_s: int, worker_only: bool
 ) -> list[dict[str, object]]:
     from pipeline.bench.latency import measure
     from pipeline.ops.deployment import PARTS, Deployment
@@ -261,13 +272,15 @@ async def _latency(
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
         async with Deployment(_own_settings(settings(), Path(folder)), parts) as deployment:
             for rate in rates:
-                click.echo(f"{rate} events/s for {seconds} s", err=True)
-                found = await measure(deployment.settings, rate, seconds)
-                row: dict[str, object] = {"events_per_s": rate, "probes": len(found.millis)}
-                for percent in _PERCENTILES:
-                    shown = round(found.at(percent), 1) if found.millis else None
-                    row[f"p{percent:.0f}_ms"] = shown
-                rows.append({**row, "lost": found.lost})
+                rows.append(
+                    await measure(
+                        deployment.settings,
+                        rate,
+                        seconds,
+                        warm_up_s,
+                        lambda line: click.echo(line, err=True),
+                    )
+                )
     return rows
 
 
@@ -313,4 +326,13 @@ def _show(found: dict[str, Any], json_wanted: bool) -> None:
         for name, figure in found["ledger"].items():
             click.echo(f"{name}: {figure}")
     if "latency" in found:
-        print_table(found["latency"], ("events_per_s", "probes", "p50_ms", "p99_ms", "lost"))
+        _show_latency(found["latency"])
+
+
+def _show_latency(rows: list[dict[str, Any]]) -> None:
+    histograms = [row.pop("histogram_ms") for row in rows]
+    print_table(rows, tuple(rows[0]))
+    for row, histogram in zip(rows, histograms, strict=True):
+        click.echo(f"\n{row['events_per_s']} events/s")
+        for line in bars(histogram):
+            click.echo(line)

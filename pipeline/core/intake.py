@@ -131,7 +131,7 @@ class Intake:
         prices: PriceVersion,
         taken: Taken,
     ) -> None:
-        price_of, add, rows = prices.price, self._totals.add, taken.rows
+        price_of, rows = prices.price, taken.rows
         admitted = self._dedupe.admit(keys, times_ms) if keys else []
         if not all(admitted):
             taken.duplicates += [
@@ -143,12 +143,11 @@ class Intake:
             keys, times_ms = list(compress(keys, admitted)), list(compress(times_ms, admitted))
         taken.keys += keys
         taken.times_ms += times_ms
+        priced: list[tuple[Event, int | None]] = []
         for event, offset, recorded_at_ms in candidates:
             price = price_of(event)
             cost_nano = price.cost_nano
-            add(event, cost_nano)
-            if cost_nano is None:
-                taken.unpriced += 1
+            priced.append((event, cost_nano))
             rows.append(
                 (
                     *_astuple(event),
@@ -160,6 +159,8 @@ class Intake:
                     price.estimated,
                 )
             )
+        taken.unpriced += sum(cost_nano is None for _, cost_nano in priced)
+        self._totals.add(priced)
 
     def _forward(self, record: InputRecord, home: int) -> Forwarded:
         # The last such header counts, so one that was there before may stay.

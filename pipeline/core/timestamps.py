@@ -15,10 +15,12 @@ _RFC3339: Final = re.compile(
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 _DAYS_IN_400_YEARS: Final = 146_097
 
-_SECONDS_US: Final = {f":{second:02}": second * US_PER_SECOND for second in range(60)}
-# A week of events touches 10,080 minutes; beyond the bound the cache starts anew.
-_MINUTE_CACHE_SIZE: Final = 16_384
-_minutes_us: dict[str, int] = {}
+_SECOND_CHARS: Final = len("2026-01-01T00:00:00")
+_UTC: Final = "+00:00"
+_MICROSECOND_DIGITS: Final = 6
+# Events come about in the order of their times; beyond the bound the cache starts anew.
+_SECOND_CACHE_SIZE: Final = 16_384
+_seconds_us: dict[str, int] = {}
 
 
 def parse_rfc3339_us(text: str) -> int | None:
@@ -28,17 +30,24 @@ def parse_rfc3339_us(text: str) -> int | None:
     read where UTC can have a leap second (23:59:60 on the last day of a month) and becomes the
     last microsecond of that day, so that it stays in the period it belongs to.
     """
-    minute_us = _minutes_us.get(text[:16])
-    second_us = _SECONDS_US.get(text[16:19])
-    if minute_us is None or second_us is None or text[-1] != "Z":
+    second_us = _seconds_us.get(text[:_SECOND_CHARS])
+    if second_us is None:
         return _parse_strictly(text)
-    fraction = text[19:-1]
-    if not fraction:
-        return minute_us + second_us
-    digits = fraction[1:7]
-    if fraction[0] != "." or not (fraction.isascii() and fraction[1:].isdigit()):
-        return None
-    return minute_us + second_us + int(digits) * 10 ** (6 - len(digits))
+    # The usual forms; whatever else follows a second that is known is read strictly.
+    if text[-1] == "Z":
+        fraction = text[_SECOND_CHARS:-1]
+    elif text.endswith(_UTC):
+        fraction = text[_SECOND_CHARS : -len(_UTC)]
+    else:
+        return _parse_strictly(text)
+    digits = fraction[1:]
+    if (
+        len(digits) != _MICROSECOND_DIGITS
+        or fraction[0] != "."
+        or not (digits.isascii() and digits.isdigit())
+    ):
+        return _parse_strictly(text)
+    return second_us + int(digits)
 
 
 def _parse_strictly(text: str) -> int | None:
@@ -51,17 +60,18 @@ def _parse_strictly(text: str) -> int | None:
     if day_number is None or hour > 23 or minute > 59 or second > 60:
         return None
     minute_us = day_number * US_PER_DAY + (hour * 60 + minute) * US_PER_MINUTE
-    if sign is None:
-        _remember_minute(text[:16], minute_us)
-    else:
+    if sign is not None:
         if int(offset_hours) > 23 or int(offset_minutes) > 59:
             return None
         offset_us = (int(offset_hours) * 60 + int(offset_minutes)) * US_PER_MINUTE
         minute_us += offset_us if sign == "-" else -offset_us
     if second == 60:
         return _leap_second_us(minute_us)
+    second_us = minute_us + second * US_PER_SECOND
+    if sign is None:
+        _remember_second(text[:_SECOND_CHARS], second_us)
     fraction_us = int(fraction[:6].ljust(6, "0")) if fraction else 0
-    return minute_us + second * US_PER_SECOND + fraction_us
+    return second_us + fraction_us
 
 
 def _day_number(year: int, month: int, day: int) -> int | None:
@@ -85,7 +95,7 @@ def _leap_second_us(minute_us: int) -> int | None:
     return minute_us + US_PER_MINUTE - 1
 
 
-def _remember_minute(prefix: str, minute_us: int) -> None:
-    if len(_minutes_us) >= _MINUTE_CACHE_SIZE:
-        _minutes_us.clear()
-    _minutes_us[prefix] = minute_us
+def _remember_second(prefix: str, second_us: int) -> None:
+    if len(_seconds_us) >= _SECOND_CACHE_SIZE:
+        _seconds_us.clear()
+    _seconds_us[prefix] = second_us

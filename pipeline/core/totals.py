@@ -125,29 +125,66 @@ class SourceTotals:
         """The live cells of one hash class; not a copy."""
         return self._shards[number]
 
-    def add(self, event: Event, cost_nano: int | None) -> None:
-        """Counts one accepted event; ``cost_nano`` None means unpriced."""
-        touched = self._touched(event)
-        tokens = event.input_tokens + event.output_tokens
-        priced_nano = cost_nano or 0
-        flush = self._flush
-        for cell in touched:
+    def add(self, priced: Iterable[tuple[Event, int | None]]) -> None:
+        """Counts accepted events, each with its cost in nanos; None means unpriced.
+
+        Users are many, and what they share is few: what a port, an organisation and a group have
+        in common is added up first.
+        """
+        shared: dict[tuple[int, str, str, str], list[int]] = {}
+        flush, changed, days = self._flush, self._changed, self._days
+        for event, cost_nano in priced:
+            if cost_nano is None or event.billing_scope != "org":
+                self._add_rare(event, cost_nano)
+                continue
+            tokens = event.input_tokens + event.output_tokens
+            number = event.occurred_at_us // DAY_US
+            key = (number, event.port_id, event.organization_id, event.group_id)
+            sums = shared.get(key)
+            if sums is None:
+                shared[key] = [1, tokens, cost_nano]
+            else:
+                sums[0] += 1
+                sums[1] += tokens
+                sums[2] += cost_nano
+            ident = event.user_id
+            if not ident:
+                continue
+            day = days.get(number) or self._day(number)
+            cell = day.user.get(ident) or self._new(day.user, ident, "user:" + ident, number)
             if cell.flush != flush:
                 cell.flush = flush
-                self._changed.append(cell)
+                changed.append(cell)
+            cell.requests += 1
+            cell.tokens += tokens
+            cell.cost_nano += cost_nano
+        for (number, *idents), (requests, tokens, cost_nano) in shared.items():
+            for cell in self._shared_cells(number, *idents):
+                self._change(cell)
+                cell.requests += requests
+                cell.tokens += tokens
+                cell.cost_nano += cost_nano
+
+    def _add_rare(self, event: Event, cost_nano: int | None) -> None:
+        """Counts one event that is unpriced or that the user pays."""
+        tokens = event.input_tokens + event.output_tokens
+        is_unpriced = cost_nano is None
+        priced_nano = cost_nano or 0
+        for cell in self._touched(event):
+            self._change(cell)
             cell.requests += 1
             cell.tokens += tokens
             cell.cost_nano += priced_nano
-        if cost_nano is None or event.billing_scope != "org":
-            _add_rare(touched, cost_nano, event.billing_scope)
+            cell.unpriced += is_unpriced
+            if event.billing_scope == "user":
+                cell.user_cost_nano += priced_nano
+                cell.user_unpriced += is_unpriced
 
     def adjust(self, event: Event, requests: int, cost_nano: int, unpriced: int) -> None:
         """Adds the deltas of a correction; the amounts of ``event`` are deltas, too."""
         tokens = event.input_tokens + event.output_tokens
         for cell in self._touched(event):
-            if cell.flush != self._flush:
-                cell.flush = self._flush
-                self._changed.append(cell)
+            self._change(cell)
             cell.requests += requests
             cell.tokens += tokens
             cell.cost_nano += cost_nano
@@ -159,28 +196,32 @@ class SourceTotals:
     def _touched(self, event: Event) -> list[Cell]:
         """The cells of every scope of ``event`` on its day."""
         number = event.occurred_at_us // DAY_US
-        day = self._days.get(number)
-        if day is None:
+        touched = self._shared_cells(number, event.port_id, event.organization_id, event.group_id)
+        user = event.user_id
+        if user:
             day = self._day(number)
-        touched = [
-            day.all.get("") or self._new(day.all, "", "all", number),
-            day.port.get(event.port_id)
-            or self._new(day.port, event.port_id, "port:" + event.port_id, number),
-        ]
-        ident = event.user_id
-        if ident:
-            touched.append(
-                day.user.get(ident) or self._new(day.user, ident, "user:" + ident, number)
-            )
-        ident = event.organization_id
-        if ident:
-            touched.append(day.org.get(ident) or self._new(day.org, ident, "org:" + ident, number))
-        ident = event.group_id
-        if ident:
-            touched.append(
-                day.group.get(ident) or self._new(day.group, ident, "group:" + ident, number)
-            )
+            touched.append(day.user.get(user) or self._new(day.user, user, "user:" + user, number))
         return touched
+
+    def _shared_cells(self, number: int, port: str, org: str, group: str) -> list[Cell]:
+        """The cells of every scope but a user's, on day ``number``."""
+        day = self._day(number)
+        cells = [
+            day.all.get("") or self._new(day.all, "", "all", number),
+            day.port.get(port) or self._new(day.port, port, "port:" + port, number),
+        ]
+        if org:
+            cells.append(day.org.get(org) or self._new(day.org, org, "org:" + org, number))
+        if group:
+            cells.append(
+                day.group.get(group) or self._new(day.group, group, "group:" + group, number)
+            )
+        return cells
+
+    def _change(self, cell: Cell) -> None:
+        if cell.flush != self._flush:
+            cell.flush = self._flush
+            self._changed.append(cell)
 
     def take_changed(self) -> list[Cell]:
         """The cells that changed since the last call, each once; starts a new flush."""
@@ -197,22 +238,15 @@ class SourceTotals:
         return dropped
 
     def _day(self, number: int) -> _Day:
-        return self._days.setdefault(number, _Day())
+        day = self._days.get(number)
+        if day is None:
+            day = self._days[number] = _Day()
+        return day
 
     def _new(self, kind: dict[str, Cell], ident: str, scope: str, day: int) -> Cell:
         cell = kind[ident] = Cell(scope, day)
         self._shards[shard_of(scope)].append(cell)
         return cell
-
-
-def _add_rare(cells: list[Cell], cost_nano: int | None, billing_scope: str) -> None:
-    """What an unpriced event, and one that the user pays, add besides."""
-    for cell in cells:
-        if cost_nano is None:
-            cell.unpriced += 1
-        if billing_scope == "user":
-            cell.user_cost_nano += cost_nano or 0
-            cell.user_unpriced += cost_nano is None
 
 
 def sum_totals(parts: Iterable[Totals]) -> Totals:

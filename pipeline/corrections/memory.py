@@ -58,7 +58,7 @@ class Pending:
     def _forget(self, resolved: Resolved) -> None:
         event = resolved.event
         key = (event.port_id, event.event_id)
-        left = [e for e in self._entries.get(key, ()) if e.entry_no != resolved.mark[0]]
+        left = [e for e in self._entries.get(key, ()) if e != resolved.entry]
         if left:
             self._entries[key] = left
         else:

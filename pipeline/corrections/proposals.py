@@ -109,12 +109,14 @@ def propose(
     client: Client, corrections: Sequence[Correction], prices: PriceVersion
 ) -> list[Proposal | tuple[Correction, Rejection]]:
     """What each of a few corrections would become, each as if the others were not there."""
-    keys: dict[EventKey, str] = {(c.port_id, c.event_id): c.day for c in corrections}
-    entries = entries_of(client, keys)
+    entries: dict[tuple[EventKey, str], list[LedgerEntry]] = {}
+    for day in {correction.day for correction in corrections}:
+        keys = {(c.port_id, c.event_id): day for c in corrections if c.day == day}
+        entries |= {(key, day): of_event for key, of_event in entries_of(client, keys).items()}
     found: list[Proposal | tuple[Correction, Rejection]] = []
     for correction in corrections:
         key = (correction.port_id, correction.event_id)
-        standing = standing_of(entries.get(key, ()), day=keys[key])
+        standing = standing_of(entries.get((key, correction.day), ()), day=correction.day)
         if standing is None:
             detail = f"event_id: port {correction.port_id} has no such event in the ledger"
             found.append((correction, Rejection(UNKNOWN_EVENT, detail)))

@@ -43,7 +43,7 @@ from pipeline.corrections.progress import (
     encode_progress,
     read_progress,
 )
-from pipeline.corrections.verdicts import Batch, Verdicts
+from pipeline.corrections.verdicts import Batch, Verdicts, batches_of
 from pipeline.faults import point
 from pipeline.kafka import client_kwargs
 from pipeline.ledger.log_reading import read_log
@@ -192,18 +192,19 @@ class _Tenure:
             found = await self._consumer.getmany(
                 timeout_ms=int(POLL_S * 1000), max_records=BATCH_RECORDS
             )
-            records = [record for batch in found.values() for record in batch]
+            records = [record for of_partition in found.values() for record in of_partition]
             if records:
                 point("resolver-taken")
-                await self._resolve(records)
+                for batch in batches_of(records):
+                    await self._resolve(batch)
             await self._note_lag()
         except BaseException:
             await self.end()
             raise
 
-    async def _resolve(self, records: Sequence[ConsumerRecord]) -> None:
+    async def _resolve(self, batch: Batch) -> None:
         """Steps 2 to 5."""
-        batch, asked_s = Batch(records), monotonic()
+        asked_s = monotonic()
         known_ids = await self._ledger.known_ids(batch.ids)
         known_ids |= {one for one in batch.ids if self._pending.has(one)}
         standings = await self._standings(batch.keys)
@@ -216,7 +217,7 @@ class _Tenure:
             await self._until_rates_seen(asked_s)
             verdicts = batch.judge(known_ids, standings, self._rates.version)
         point("resolver-judged")
-        await self._write(records, verdicts)
+        await self._write(batch.records, verdicts)
 
     async def _standings(self, keys: Mapping[EventKey, str]) -> dict[EventKey, Standing]:
         entries = await self._ledger.entries(keys)
@@ -248,7 +249,7 @@ class _Tenure:
             rejected = _rejected_record(record, rejection)
             outbox.add(self._topics.rejected, record.partition, rejected)
         outbox.add(self._topics.resolver, 0, Record(PROGRESS_KEY, encode_progress(progress)))
-        written = await self._producer.commit(outbox, {}, another_follows=False)
+        written = await self._producer.commit(outbox)
         point("resolver-committed")
         self._progress = progress
         self._remember(resolved, written)

@@ -1,6 +1,6 @@
 """The verdict on each correction of a batch, in order: an entry, a refusal, or a repeat."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aiokafka.structs import ConsumerRecord
@@ -31,11 +31,39 @@ class Verdicts:
         return any(rejection.reason in _OF_RATES for _, rejection in self.rejected)
 
 
-class Batch:
-    """The records of one turn, decoded. ``keys`` are the events they name, with their days."""
+_Decoded = tuple[ConsumerRecord, Correction | Rejection]
 
-    def __init__(self, records: Sequence[ConsumerRecord]) -> None:
-        self._decoded = [(record, decode_correction(record.value)) for record in records]
+
+def batches_of(records: Iterable[ConsumerRecord]) -> "Iterator[Batch]":
+    """The records in runs that name each event with one day only.
+
+    An id that came again after the dedupe horizon is another event of another day. Each run looks
+    up one of them, and what was resolved in the run before counts.
+    """
+    run: list[_Decoded] = []
+    days: dict[EventKey, str] = {}
+    for record in records:
+        correction = decode_correction(record.value)
+        if isinstance(correction, Correction):
+            key = (correction.port_id, correction.event_id)
+            if days.setdefault(key, correction.day) != correction.day:
+                yield Batch(run)
+                run, days = [], {key: correction.day}
+        run.append((record, correction))
+    if run:
+        yield Batch(run)
+
+
+class Batch:
+    """Records that are resolved together. ``keys`` are the events they name, with their days."""
+
+    def __init__(self, decoded: Sequence[_Decoded]) -> None:
+        self._decoded = decoded
+
+    @property
+    def records(self) -> list[ConsumerRecord]:
+        """As they came."""
+        return [record for record, _ in self._decoded]
 
     @property
     def keys(self) -> dict[EventKey, str]:

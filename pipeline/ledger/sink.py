@@ -9,6 +9,9 @@ what Kafka's consumer group has committed. One round:
 4. Insert one manifest for each source partition, in one insert: from here on the rows count.
 5. Commit the offsets to Kafka. This only tells others how far the sink is.
 
+While 2 to 5 of a round are under way, 1 of the next goes on, and its rows become columns; its
+step 2 waits for the last 5.
+
 A crash after 1, 2 or 5 changes nothing. After 3, or in its middle, rows lie above the last
 manifest: they are looked up on assignment and skipped, and if one were inserted again it would
 replace itself. After 4, reading goes on behind the blocks. When an insert fails, nobody knows
@@ -22,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any
 
+import pyarrow as pa
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import ConsumerRecord
@@ -135,12 +139,15 @@ class _Sink(ConsumerRebalanceListener):
         self._on_ready: Callable[[], None] | None = on_ready
         self._status = status
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+        self._columns = ThreadPoolExecutor(max_workers=1, thread_name_prefix="columns")
         self._intakes: dict[TopicPartition, Intake] = {}
         self._joined = False
         self._settled = False
         self._failures = 0
         self._waiting_since: float | None = None
         self._last_round = 0.0
+        self._writing: asyncio.Task[None] | None = None
+        self._under_way: dict[int, int] = {}  # blocks that are being written, by partition
 
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -151,18 +158,20 @@ class _Sink(ConsumerRebalanceListener):
                 self._forget()
             except (LedgerError, KafkaError) as error:
                 await self._back_off(error, stop)
-        if self._settled and self._waiting_since is not None:
-            try:
-                await asyncio.wait_for(self._write_round(), LAST_ROUND_TIMEOUT_S)
-            except (LedgerError, KafkaError, TimeoutError) as error:
-                _log.warning("the last insert failed, the next start repeats it: %s", error)
+        try:
+            await asyncio.wait_for(self._write_rest(), LAST_ROUND_TIMEOUT_S)
+        except (LedgerError, KafkaError, TimeoutError) as error:
+            _log.warning("the last insert failed, the next start repeats it: %s", error)
 
     def holds_first_partition(self) -> bool:
         """Whether this is the sink that does what one of all sinks should do."""
         return any(tp.partition == 0 for tp in self._intakes)
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._writing is not None:
+            self._writing.cancel()
+        for thread in (self._thread, self._columns):
+            thread.shutdown(wait=False, cancel_futures=True)
         self._writer.close()
 
     def on_partitions_revoked(self, revoked: Any) -> None:
@@ -176,6 +185,7 @@ class _Sink(ConsumerRebalanceListener):
 
     def _forget(self) -> None:
         self._intakes = {}
+        self._under_way = {}
         self._settled = False
         self._waiting_since = None
 
@@ -189,23 +199,26 @@ class _Sink(ConsumerRebalanceListener):
         )
         for tp, records in batches.items():
             await self._collect(tp, records)
-        if self._waiting_since is not None and self._wait_s() <= 0:
-            await self._write_round()
+        if self._writing is not None and self._writing.done():
+            await self._written()
+        if self._waiting_since is not None and self._writing is None and self._wait_s() <= 0:
+            await self._start_round()
         await self._note_progress()
 
     def _wait_s(self) -> float:
-        if self._waiting_since is None:
+        if self._waiting_since is None or self._writing is not None:
             return IDLE_WAIT_S
         due = max(self._waiting_since, self._last_round + INSERT_INTERVAL_S)
         return max(0.0, due - monotonic())
 
     async def _settle(self) -> None:
         """Reads the positions of what is assigned, and starts reading there."""
+        await self._written()
         assigned = set(self._consumer.assignment())
         firsts = await self._consumer.beginning_offsets(assigned) if assigned else {}
         sources = (self._topics.events, self._topics.resolved)
         partitions = sorted(tp.partition for tp in assigned)
-        holdings = await self._in_thread(self._writer.holdings, sources, partitions)
+        holdings = await self._in_thread(self._thread, self._writer.holdings, sources, partitions)
         # Asked for last: a sink that slept in between would take what another one has written
         # meanwhile for blocks that Kafka lost.
         ends = await self._consumer.end_offsets(assigned) if assigned else {}
@@ -259,13 +272,13 @@ class _Sink(ConsumerRebalanceListener):
             if verdict is Verdict.TAKE and self._waiting_since is None:
                 self._waiting_since = monotonic()
             if self._is_full():
-                await self._write_round()
+                await self._start_round()
 
     async def _learn_log(self) -> None:
         """Which log this is, as soon as a worker has begun it; the ledger takes only its own."""
         log = await read_log(self._kafka, self._topics.epoch)
         if log is not None:
-            await self._in_thread(self._writer.join, log)
+            await self._in_thread(self._thread, self._writer.join, log)
             if not self._first_log.done():
                 self._first_log.set_result(log)
         self._log = log
@@ -290,18 +303,36 @@ class _Sink(ConsumerRebalanceListener):
         size_bytes = sum(intake.taken_bytes for intake in self._intakes.values())
         return rows >= INSERT_MAX_ROWS or size_bytes >= INSERT_MAX_BYTES
 
-    async def _write_round(self) -> None:
-        """Steps 2 to 5."""
+    async def _start_round(self) -> None:
+        """Begins steps 2 to 5 with what was collected, once those of the round before are done."""
+        intakes = self._intakes
         runs: list[Run] = []
-        for tp, intake in self._intakes.items():
+        for tp, intake in intakes.items():
             if blocks := intake.take_all():
                 unwritten = [intake.without_known_rows(block) for block in blocks]
                 runs.append(Run(tp.partition, intake.priced_next_offset, blocks, unwritten))
         self._waiting_since = None
-        if not runs:
-            return
+        entries = await self._in_thread(self._columns, self._writer.entries_of, runs)
+        await self._written()
+        if runs and self._intakes is intakes:  # else the partitions have moved meanwhile
+            self._under_way = {run.priced_partition: len(run.blocks) for run in runs}
+            self._writing = asyncio.ensure_future(self._write(runs, entries))
+
+    async def _written(self) -> None:
+        """Waits for the round under way, if any; raises what went wrong in it."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            await writing
+            self._under_way = {}
+
+    async def _write_rest(self) -> None:
+        await self._start_round()
+        await self._written()
+
+    async def _write(self, runs: list[Run], entries: pa.Table | None) -> None:
+        """Steps 2 to 5."""
         self._status.doing = f"it writes {sum(len(run.blocks) for run in runs)} blocks"
-        rows = await self._in_thread(self._writer.write, runs)
+        rows = await self._in_thread(self._thread, self._writer.write, runs, entries)
         self._status.doing = ""
         self._last_round = monotonic()
         self._failures = 0
@@ -324,13 +355,18 @@ class _Sink(ConsumerRebalanceListener):
         for tp in self._intakes:
             if (end := self._consumer.last_stable_offset(tp)) is None:
                 continue
-            waiting = len(self._intakes[tp].taken)
+            waiting = len(self._intakes[tp].taken) + self._under_way.get(tp.partition, 0)
             lag = max(0, end - await self._consumer.position(tp)) + waiting
             self._status.lag[tp.partition] = lag
             metrics.SINK_LAG.labels(str(tp.partition)).set(lag)
 
     async def _back_off(self, error: Exception, stop: asyncio.Event) -> None:
         """Waits before the positions are read again; raises when it is no use."""
+        writing, self._writing = self._writing, None
+        if writing is not None:  # what failed was something else; the writer is still in use
+            await asyncio.wait([writing])
+            if not writing.cancelled() and (failed := writing.exception()) is not None:
+                _log.warning("the round under way failed, too: %s", failed)
         started = self._on_ready is None
         if not started and isinstance(error, LedgerLoginRefused | LedgerDatabaseMissing):
             raise error
@@ -352,8 +388,10 @@ class _Sink(ConsumerRebalanceListener):
         except TimeoutError:
             return
 
-    async def _in_thread(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+    async def _in_thread(
+        self, thread: ThreadPoolExecutor, call: Callable[..., Any], *arguments: Any
+    ) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(thread, call, *arguments)
 
 
 def _kafka_failed(error: KafkaError) -> TallyportError:

@@ -90,10 +90,12 @@ class LedgerWriter:
         with ledger_errors(self._address):
             join_epoch(client, log)
 
-    def write(self, runs: Sequence[Run]) -> int:
-        """Steps 2 to 4 of the sink's protocol; returns how many rows were inserted."""
+    def write(self, runs: Sequence[Run], entries: pa.Table | None) -> int:
+        """Steps 2 to 4 of the sink's protocol, with what ``entries_of`` has made of ``runs``.
+
+        Returns how many rows were inserted.
+        """
         client = self._connected()
-        entries = self._entries(runs)
         if entries is not None:
             entries = self._pseudonyms.applied(entries)
         manifests = [
@@ -134,8 +136,8 @@ class LedgerWriter:
         users = {row[_USER] for run in found for block in run.blocks for row in block.rows}
         rename_entries(client, self._pseudonyms.renamed(users))
 
-    def _entries(self, runs: Sequence[Run]) -> pa.Table | None:
-        """The rows to insert; raises ``CorruptRecord`` that names the block."""
+    def entries_of(self, runs: Sequence[Run]) -> pa.Table | None:
+        """The rows to insert, from any thread; raises ``CorruptRecord`` that names the block."""
         blocks = [block for run in runs for block in run.unwritten if block.rows]
         try:
             return entries_table(blocks, self._settings.currency) if blocks else None

@@ -253,7 +253,7 @@ class Replay:
             self._marks.add(mark)
         if sent and self._producer is not None:
             try:
-                await self._producer.commit(outbox, {}, another_follows=False)
+                await self._producer.commit(outbox)
             except ProducerFenced as error:
                 raise Refused("another replay-rejected was started; this one has ended") from error
         self.report.sent += len(sent)

@@ -26,8 +26,8 @@ from pipeline.stream.pricing import PriceStage
 from pipeline.stream.resolved_log import read_resolved
 from pipeline.stream.takeover import take_over
 from pipeline.stream.topics import Topics
-from pipeline.stream.transaction import FencedProducer
 from pipeline.stream.transport import Slice
+from pipeline.stream.turns import TurnProducer
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Flow:
         self.prices: dict[int, PriceStage] = {}
         self.merges: dict[int, MergeStage] = {}
         self._arrived = asyncio.Event()
-        self._producer: FencedProducer | None = None
+        self._producer: TurnProducer | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._correcting: asyncio.Task[None] | None = None
         self.flush_loop: FlushLoop | None = None

@@ -6,7 +6,7 @@ The order of side effects of a flush (a fault point lies between each pair):
                  forwarded, and resolved corrections become deltas; memory only
     2  merge     their partials, and those of other workers, move the accounts that live here, and
                  changed states become records; memory only
-    3  begin     the transaction of this worker's own transactional id
+    3  begin     the transaction of this worker's transactional id whose turn it is
     4  send      journal deltas, ids, rules, partials, priced blocks, rejected, forwarded, states,
                  heartbeats
     5  acked     every record is acknowledged by the broker
@@ -39,8 +39,9 @@ from pipeline.stream.context import StreamContext
 from pipeline.stream.flush import Flush, split_partials
 from pipeline.stream.merging import MergeStage
 from pipeline.stream.pricing import PriceStage
-from pipeline.stream.transaction import FencedProducer, Outbox, Record
+from pipeline.stream.transaction import Outbox, Record
 from pipeline.stream.transport import FetchState
+from pipeline.stream.turns import TurnProducer
 
 MAX_FLUSH_RECORDS = 25_000
 EARLY_RECORDS = 2_000
@@ -68,7 +69,7 @@ class FlushLoop:
     def __init__(
         self,
         context: StreamContext,
-        producer: FencedProducer,
+        producer: TurnProducer,
         prices: dict[int, PriceStage],
         merges: dict[int, MergeStage],
         arrived: asyncio.Event,

@@ -1,10 +1,10 @@
 """Who may write for which partitions: claims on one log, so that a new owner fences the old one.
 
-A worker writes everything through one transactional producer, under an id made anew for every
-assignment. Whoever takes a partition over must fence the ids that may still write for it, and so
-every owner first leaves its id here, one record per partition and owner. The order:
+A worker writes everything in transactions, under a name made anew for every assignment
+(``stream.turns``). Whoever takes a partition over must fence the owners that may still write for
+it, and so every owner first leaves its name here, one record per partition and owner. The order:
 
-    1  start   a producer with an id of its own
+    1  start   a producer with a name of its own
     2  read    the claims on these partitions
     3  fence   their owners: what they left open is decided, what they still hold is never written
     4  claim   our own, and take the fenced ones back, in one transaction
@@ -23,9 +23,11 @@ from typing import Any
 from pipeline.core.errors import CorruptRecord, Refused
 from pipeline.stream.reader import end_offsets, read_to_end
 from pipeline.stream.topics import Topics
-from pipeline.stream.transaction import FencedProducer, Outbox, Record, fence
+from pipeline.stream.transaction import Outbox, Record
+from pipeline.stream.turns import TurnProducer, fence
 
-CLAIM_VERSION = b"1"
+CLAIM_VERSION = b"2"
+_READ_VERSIONS = (b"1", CLAIM_VERSION)  # 1: owners with the first of our two ids only
 
 
 class LostOwnership(Refused):
@@ -53,12 +55,12 @@ class Ownership:
         self._owner = topics.transactional_id(uuid.uuid4().hex)
         self._claimed_from = 0
 
-    async def take(self) -> FencedProducer:
+    async def take(self) -> TurnProducer:
         """Shuts out every earlier owner; returns the producer that may write from now on.
 
         Raises ``LostOwnership`` when another worker claimed the partitions meanwhile.
         """
-        producer = FencedProducer(self._client, self._owner, self._topics.worker_group)
+        producer = TurnProducer(self._client, self._owner, self._topics.worker_group)
         try:
             await producer.start()
             if self._places:
@@ -66,7 +68,7 @@ class Ownership:
                 self._claimed_from = found.end_offset
                 await self._fence(found.before.values())
                 # Reading the tables may take longer than a transaction may stay open.
-                await producer.commit(self._claim(found), {}, another_follows=False)
+                await producer.commit(self._claim(found), another_follows=False)
                 since = await self._read(found.end_offset)
                 await self._fence(set(since.before.values()) - set(found.before.values()))
                 self._refuse_after(since)
@@ -121,8 +123,8 @@ class Ownership:
         await asyncio.gather(*(fence(self._client, owner) for owner in set(owners)))
 
     def _check(self, value: bytes, offset: int) -> None:
-        if value != CLAIM_VERSION:
+        if value not in _READ_VERSIONS:
             raise CorruptRecord(
                 f"{self._topics.owners} partition 0 offset {offset}: a claim of version "
-                f"{value!r}; this release reads {CLAIM_VERSION!r}"
+                f"{value!r}; this release reads {CLAIM_VERSION!r} and older"
             )

@@ -32,7 +32,7 @@ from pipeline.stream.policy_board import PolicyBoard
 from pipeline.stream.pricing import PriceStage
 from pipeline.stream.reader import end_offsets, read_to_end
 from pipeline.stream.tables import SourceTable, read_totals, restore_sources
-from pipeline.stream.transaction import FencedProducer
+from pipeline.stream.turns import TurnProducer
 
 Seek = Callable[[str, int, int], Awaitable[None]]
 """topic, partition, offset."""
@@ -42,7 +42,7 @@ Seek = Callable[[str, int, int], Awaitable[None]]
 class Takeover:
     """What was taken over: the stages, and the producer that may write for them."""
 
-    producer: FencedProducer
+    producer: TurnProducer
     prices: dict[int, PriceStage]
     merges: dict[int, MergeStage]
 

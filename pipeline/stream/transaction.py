@@ -1,11 +1,13 @@
-"""The transactions of a worker: everything it writes for its partitions goes through one producer.
+"""Kafka transactions: what is sent together becomes visible together, or not at all.
 
-The broker itself fences a former owner: once the new one has called ``fence`` with its id, nothing
-that it still had in its buffers can become visible, and whatever it left open has been decided.
+The broker itself fences a former user of a transactional id: once somebody else has started a
+producer with it, nothing that the former one still had in its buffers can become visible, and
+whatever it left open has been decided.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import aiokafka.producer.sender
@@ -24,6 +26,7 @@ REQUEST_TIMEOUT_MS = 8_000
 MAX_BATCH_BYTES = 1024 * 1024
 NO_COMPRESSION, GZIP = 0, 1
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
+NO_OFFSETS: Mapping[TopicPartition, int] = MappingProxyType({})
 
 # A transaction that starts while the markers of the one before are still being written is told to
 # come again; aiokafka then waits 20 ms, many times what the markers take.
@@ -110,7 +113,7 @@ def _append(batch: Any, record: Record) -> bool:
 
 
 class FencedProducer:
-    """The transactional producer of one worker during one assignment."""
+    """The producer of one transactional id: whoever starts it shuts out who had the id before."""
 
     def __init__(self, client: Mapping[str, Any], transactional_id: str, group_id: str) -> None:
         self._group_id = group_id
@@ -129,11 +132,10 @@ class FencedProducer:
         await self._producer.start()
 
     async def commit(
-        self, outbox: Outbox, offsets: Mapping[TopicPartition, int], *, another_follows: bool
+        self, outbox: Outbox, offsets: Mapping[TopicPartition, int] = NO_OFFSETS
     ) -> list[RecordMetadata]:
         """Sends everything and commits it, with ``offsets`` for the group when there are any.
 
-        ``another_follows`` within the transaction timeout: then the next one is begun at once.
         Returns where each batch was written, and when. On any error the caller must not go on
         with its memory: the process ends and recovers.
         """
@@ -153,8 +155,6 @@ class FencedProducer:
             )
         point("price-offsets")
         await producer.commit_transaction()
-        if another_follows:
-            await self._prepare(outbox)
         return written
 
     async def _begin(self) -> None:
@@ -163,15 +163,14 @@ class FencedProducer:
         elif not self._manager.is_in_transaction():
             await self._manager.wait_for_transaction_end()  # raises what went wrong in between
 
-    async def _prepare(self, outbox: Outbox) -> None:
-        """Begins the next transaction with the partitions of the last one, in the background.
+    async def prepare(self, partitions: Iterable[tuple[str, int]]) -> None:
+        """Begins the next transaction, with ``partitions`` (topic, partition), in the background.
 
-        Registering partitions takes a request, and has to wait until the markers of the last
-        transaction are written. Doing it now takes both out of the next flush's way. Nothing
-        holds readers back before data is written.
+        It has to be committed within ``TRANSACTION_TIMEOUT_MS``. Nothing holds readers back
+        before data is written.
         """
         await self._producer.begin_transaction()
-        for topic, partition in outbox.records:
+        for topic, partition in partitions:
             self._manager.maybe_add_partition_to_txn(TopicPartition(topic, partition))
 
     @property
@@ -181,12 +180,3 @@ class FencedProducer:
     async def close(self) -> None:
         """Ends the producer; an open transaction is left to the next owner's fence."""
         await self._producer.stop()
-
-
-async def fence(client: Mapping[str, Any], transactional_id: str) -> None:
-    """Shuts out whoever writes under ``transactional_id``; its open transaction is decided."""
-    producer = FencedProducer(client, transactional_id, "")
-    try:
-        await producer.start()
-    finally:
-        await producer.close()

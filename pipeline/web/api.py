@@ -91,10 +91,10 @@ class Api:
         self.rates = RateFeed(client, topics.rates, settings.price_lead_s, settings.currency)
         self.names = NameFeed(client, topics)
         self.ledger = LedgerReads(settings)
-        self.streams = Streams(self.states, MAX_STREAMS)
+        gate = Gate(ring)
+        self.streams = Streams(self.states, MAX_STREAMS, gate.still_admits)
         limits = TimeLimits.of(settings.max_event_age_days, settings.max_future_skew_s)
         intake = Intake(self.events, limits)
-        gate = Gate(ring)
         self._routes = [
             *health_routes(
                 "api", self.problems, self.progress.problems, notes=self.notifier.problems

@@ -96,6 +96,14 @@ class Gate:
         self._limit(("key", caller.key_id), caller.rate, f"key {caller.name}")
         return caller
 
+    def still_admits(self, caller: Caller) -> bool:
+        """Whether one that was admitted before would be the same now: its key is in use, with the
+        same rights."""
+        if self._ring is None:
+            return caller == LOCAL
+        key = self._ring.with_id(caller.key_id)
+        return key is not None and caller_of(key) == caller
+
     def limit_user(self, caller: Caller, user_id: str) -> None:
         """Counts a request for one user. Raises ``Problem`` 429."""
         if user_id:

@@ -155,6 +155,10 @@ class KeyTable:
     def __len__(self) -> int:
         return len(self._by_id)
 
+    def with_id(self, key_id: str) -> Key | None:
+        """The key in use that has this id."""
+        return self._by_id.get(key_id)
+
     def find(self, text: str) -> Key | None:
         """The key whose text this is. Takes as long for a wrong secret as for an unknown key."""
         match = _KEY.fullmatch(text)

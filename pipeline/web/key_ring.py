@@ -34,6 +34,11 @@ class KeyRing:
         self._look()
         return self._table.find(text)
 
+    def with_id(self, key_id: str) -> Key | None:
+        """The key in use that has this id."""
+        self._look()
+        return self._table.with_id(key_id)
+
     def history(self) -> tuple[Key, ...]:
         """Every key, revoked ones included."""
         self._look()

@@ -9,7 +9,7 @@ that way is sent ``reset`` and everything anew.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 
 import msgspec
 from starlette.responses import Response
@@ -33,10 +33,12 @@ class Subscription:
         self,
         feed: StateFeed,
         caller: Caller,
+        may_go_on: Callable[[Caller], bool],
         last_event_id: str | None,
         scopes: frozenset[str] | None = None,
     ) -> None:
         self._feed = feed
+        self._may_go_on = may_go_on
         self._caller = caller
         self._scopes = scopes
         self._last_event_id = last_event_id
@@ -44,8 +46,8 @@ class Subscription:
         self.closing = False
 
     async def chunks(self) -> AsyncGenerator[bytes]:
-        """The events, several at a time, without an end."""
-        while not self.closing:
+        """The events, several at a time; they end with the process or the caller's rights."""
+        while self._goes_on:
             ring = self._feed.ring
             if ring is None:
                 await self._feed.wait_news(KEEP_ALIVE_S)
@@ -54,6 +56,8 @@ class Subscription:
             async with contextlib.aclosing(self._follow(ring)) as parts:
                 async for part in parts:
                     yield part
+            if not self._goes_on:
+                return
             self._last_event_id = None
             metrics.STREAM_RESYNCS.inc()
 
@@ -69,7 +73,7 @@ class Subscription:
                 chunk = entries[start : start + CHUNK]
                 yield b"".join(_event("state", entry.data) for entry in chunk)
         is_synced = False
-        while not self.closing and self._feed.ring is ring:
+        while self._goes_on and self._feed.ring is ring:
             entries = ring.since(position, CHUNK)
             if entries is None:
                 return
@@ -84,6 +88,10 @@ class Subscription:
                 yield b"".join(parts)
             elif not await self._wait():
                 yield b": still here\n\n"
+
+    @property
+    def _goes_on(self) -> bool:
+        return not self.closing and self._may_go_on(self._caller)
 
     def _everything(self) -> list[Entry]:
         return [
@@ -137,10 +145,15 @@ class Subscription:
 
 
 class Streams:
-    """All open streams, and a bound on their number."""
+    """All open streams, and a bound on their number.
 
-    def __init__(self, feed: StateFeed, most: int) -> None:
+    ``may_go_on`` says, as long as a stream is open, whether its caller still has the rights that
+    it began with.
+    """
+
+    def __init__(self, feed: StateFeed, most: int, may_go_on: Callable[[Caller], bool]) -> None:
         self._feed = feed
+        self._may_go_on = may_go_on
         self._most = most
         self._open: set[Subscription] = set()
         self._is_closed = False
@@ -154,7 +167,8 @@ class Streams:
         self, caller: Caller, last_event_id: str | None, scopes: frozenset[str] | None = None
     ) -> Response:
         """The answer that follows the states for a caller, of ``scopes`` alone where given."""
-        return _EventStream(self, Subscription(self._feed, caller, last_event_id, scopes))
+        subscription = Subscription(self._feed, caller, self._may_go_on, last_event_id, scopes)
+        return _EventStream(self, subscription)
 
     def enter(self, subscription: Subscription) -> None:
         subscription.closing = self._is_closed

@@ -275,7 +275,7 @@ def test_any_sequence_adds_up_to_what_was_said_last(
 ) -> None:
     start = first(an_event(provider=provider, user_id="u", billing_scope=billing_scope))
     totals, standing, entries = SourceTotals(), start, list[Entry]()
-    totals.add(start.event, start.cost_nano)
+    totals.add([(start.event, start.cost_nano)])
     wanted = {name: getattr(start.event, name) for name in AMOUNTS}
     for one in given_:
         found = resolve(one, standing, PRICES)

@@ -62,8 +62,7 @@ def test_the_fold_is_the_same_in_any_cut(stream: list[Priced], cuts: list[int]) 
     told: dict[tuple[str, int], Totals] = {}
     bounds = sorted({0, len(stream), *(min(cut, len(stream)) for cut in cuts)})
     for start, end in pairwise(bounds):
-        for event, cost_nano in stream[start:end]:
-            totals.add(event, cost_nano)
+        totals.add(stream[start:end])
         changed = totals.take_changed()
         places = {(cell.scope, cell.day): cell.totals() for cell in changed}
         assert len(places) == len(changed)
@@ -77,8 +76,7 @@ def test_the_fold_is_the_same_in_any_cut(stream: list[Priced], cuts: list[int]) 
 @given(streams)
 def test_every_cell_is_in_the_shard_of_its_scope(stream: list[Priced]) -> None:
     totals = SourceTotals()
-    for event, cost_nano in stream:
-        totals.add(event, cost_nano)
+    totals.add(stream)
     for number in range(SHARDS):
         assert all(shard_of(cell.scope) == number for cell in totals.shard(number))
 
@@ -90,16 +88,14 @@ def test_recovered_cells_go_on(first: list[Priced], then: list[Priced]) -> None:
         recovered.put(scope, day, (0, 0, 0, 0, 0, 0))
         recovered.put(scope, day, amounts)
     assert recovered.take_changed() == []
-    for event, cost_nano in then:
-        recovered.add(event, cost_nano)
+    recovered.add(then)
     assert cells_of(recovered) == recount(first + then)
 
 
 @given(streams, st.integers(-4, 4))
 def test_old_days_are_forgotten(stream: list[Priced], oldest_day: int) -> None:
     totals = SourceTotals()
-    for event, cost_nano in stream:
-        totals.add(event, cost_nano)
+    totals.add(stream)
     kept = {place: cell for place, cell in recount(stream).items() if place[1] >= oldest_day}
     assert totals.drop_before(oldest_day) == len(recount(stream)) - len(kept)
     assert cells_of(totals) == kept

@@ -42,12 +42,16 @@ def run(blocks: Sequence[PricedBlock], unwritten: Sequence[PricedBlock] | None =
     return Run(0, len(blocks), blocks, blocks if unwritten is None else unwritten)
 
 
+def write(writer: LedgerWriter, one: Run) -> None:
+    writer.write([one], writer.entries_of([one]))
+
+
 def by_user(client: Client, view: str = "usage_ledger") -> dict[str, tuple[Any, ...]]:
     return {user: tuple(sums) for user, *sums in client.query(BY_USER.format(view)).result_rows}
 
 
 def test_amounts_stay_and_the_id_goes(address: LedgerAddress, client: Client) -> None:
-    writer_to(address).write([run(BLOCKS)])
+    write(writer_to(address), run(BLOCKS))
     Roller(quiet_s=0).turn(client)
     before = by_user(client)
     pseudonym = remember_forgotten(client, "usér|3")
@@ -84,12 +88,12 @@ def test_rows_on_their_way_are_renamed_before_they_count(
     address: LedgerAddress, client: Client
 ) -> None:
     writer = writer_to(address)
-    writer.write([run(BLOCKS[:4])])
+    write(writer, run(BLOCKS[:4]))
     pseudonym = remember_forgotten(client, "u1")  # after the writer last looked
     rename_user(client, "u1", pseudonym)
-    writer.write([run(BLOCKS[4:8])])
+    write(writer, run(BLOCKS[4:8]))
     assert left_of(client, "u1") == 0
-    writer.write([run(BLOCKS[8:])])
+    write(writer, run(BLOCKS[8:]))
     sums = by_user(client)
     assert "u1" not in sums
     rows = [row for block in BLOCKS for row in block.rows]
@@ -102,11 +106,11 @@ def test_rows_of_a_round_that_was_cut_short_are_renamed_by_the_next_one(
     address: LedgerAddress, client: Client
 ) -> None:
     writer = writer_to(address)
-    writer.write([run(BLOCKS)])
+    write(writer, run(BLOCKS))
     client.command("TRUNCATE TABLE sink_manifests")
     remember_forgotten(client, "u1")
     unwritten = [msgspec.structs.replace(block, rows=[]) for block in BLOCKS]
-    writer_to(address).write([run(BLOCKS, unwritten)])
+    write(writer_to(address), run(BLOCKS, unwritten))
     assert left_of(client, "u1") == 0
 
 

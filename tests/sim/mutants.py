@@ -26,6 +26,8 @@ from pipeline.stream import (
     resolved_log,
     takeover,
 )
+from pipeline.stream.transaction import FencedProducer
+from pipeline.stream.turns import transactional_ids
 from tests.sim.scenario import scenario_of
 from tests.sim.simulation import simulate
 
@@ -61,6 +63,16 @@ def former_owners_are_not_fenced(patch: pytest.MonkeyPatch) -> None:
         return
 
     patch.setattr(ownership.Ownership, "_fence", fence)
+
+
+@mutant
+def one_of_two_ids_is_fenced(patch: pytest.MonkeyPatch) -> None:
+    async def fence_one(client: Any, owner: str) -> None:
+        producer = FencedProducer(client, transactional_ids(owner)[0], "")
+        await producer.start()
+        await producer.close()
+
+    patch.setattr(ownership, "fence", fence_one)
 
 
 @mutant
@@ -220,8 +232,9 @@ def a_failed_commit_goes_on(patch: pytest.MonkeyPatch) -> None:
         except Exception:
             for stage, flush in gathered.flushes:
                 stage.committed(flush)
-            self._producer._producer.failure = None
-            self._producer._producer.is_in_transaction = False
+            for turn in self._producer._producers:
+                turn._producer.failure = None
+                turn._producer.is_in_transaction = False
 
     patch.setattr(flush_loop.FlushLoop, "_commit", hopeful)
 
@@ -230,7 +243,7 @@ def a_failed_commit_goes_on(patch: pytest.MonkeyPatch) -> None:
 def the_manifest_comes_first(patch: pytest.MonkeyPatch) -> None:
     write = writer.LedgerWriter.write
 
-    def backwards(self: Any, runs: Any) -> Any:
+    def backwards(self: Any, runs: Any, entries: Any) -> Any:
         client = self._connected()
         found = [
             manifest
@@ -241,7 +254,7 @@ def the_manifest_comes_first(patch: pytest.MonkeyPatch) -> None:
         ]
         with writer.ledger_errors(self._address):
             writer.write_manifests(client, found, writer.datetime.now(writer.UTC))
-        return write(self, runs)
+        return write(self, runs, entries)
 
     patch.setattr(writer.LedgerWriter, "write", backwards)
 
@@ -250,9 +263,9 @@ def the_manifest_comes_first(patch: pytest.MonkeyPatch) -> None:
 def a_failed_insert_is_taken_for_done(patch: pytest.MonkeyPatch) -> None:
     write = writer.LedgerWriter.write
 
-    def careless(self: Any, runs: Any) -> Any:
+    def careless(self: Any, runs: Any, entries: Any) -> Any:
         try:
-            return write(self, runs)
+            return write(self, runs, entries)
         except LedgerError:
             return 0
 

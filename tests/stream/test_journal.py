@@ -44,7 +44,7 @@ class Table:
     def flush(self, users: Iterable[tuple[int, int, int]]) -> None:
         for user, day, cost_nano in users:
             event = Event("e", day * DAY_US, "p", "a", "m", user_id=str(user), input_tokens=1)
-            self.totals.add(event, cost_nano)
+            self.totals.add([(event, cost_nano)])
         changed: list[Any] = [(c.scope, c.day, c.totals()) for c in self.totals.take_changed()]
         self.position = msgspec.structs.replace(
             self.position,

@@ -14,6 +14,7 @@ from pipeline.stream.ownership import LostOwnership, Ownership
 from pipeline.stream.reader import read_to_end
 from pipeline.stream.topics import Topics, create_or_check
 from pipeline.stream.transaction import FencedProducer, Outbox, Record
+from pipeline.stream.turns import TurnProducer
 
 FENCED = (ProducerFenced, InvalidProducerEpoch)
 PARTITIONS = 3
@@ -37,8 +38,8 @@ async def log(kafka: str, topic_prefix: str) -> Log:
 
 
 @pytest.fixture
-async def producers() -> AsyncIterator[list[FencedProducer]]:
-    taken: list[FencedProducer] = []
+async def producers() -> AsyncIterator[list[TurnProducer]]:
+    taken: list[TurnProducer] = []
     yield taken
     await asyncio.gather(*(producer.close() for producer in taken), return_exceptions=True)
 
@@ -65,55 +66,72 @@ async def live_claims(log: Log) -> set[bytes]:
 
 
 async def test_the_next_owner_shuts_out_the_one_before(
-    log: Log, producers: list[FencedProducer]
+    log: Log, producers: list[TurnProducer]
 ) -> None:
     first = await log.claim([0, 1], [0]).take()
     producers.append(first)
-    await first.commit(total(log, 0, b"first"), {}, another_follows=False)
+    await first.commit(total(log, 0, b"first"), another_follows=False)
     second = await log.claim([1], []).take()
     producers.append(second)
     with pytest.raises(FENCED):
-        await first.commit(total(log, 0, b"too late"), {}, another_follows=False)
-    await second.commit(total(log, 1, b"second"), {}, another_follows=False)
+        await first.commit(total(log, 0, b"too late"), another_follows=False)
+    await second.commit(total(log, 1, b"second"), another_follows=False)
     assert await totals(log) == [b"first", b"second"]
 
 
 async def test_a_merge_partition_alone_shuts_out_its_former_owner(
-    log: Log, producers: list[FencedProducer]
+    log: Log, producers: list[TurnProducer]
 ) -> None:
     first = await log.claim([0], [2]).take()
     producers.append(first)
     producers.append(await log.claim([], [2]).take())
     with pytest.raises(FENCED):
-        await first.commit(total(log, 0, b"too late"), {}, another_follows=False)
+        await first.commit(total(log, 0, b"too late"), another_follows=False)
     assert await totals(log) == []
 
 
 async def test_owners_of_other_partitions_are_left_alone(
-    log: Log, producers: list[FencedProducer]
+    log: Log, producers: list[TurnProducer]
 ) -> None:
     first = await log.claim([0], [0]).take()
     producers.append(first)
     producers.append(await log.claim([1, 2], [1, 2]).take())
-    await first.commit(total(log, 0, b"still"), {}, another_follows=False)
+    await first.commit(total(log, 0, b"still"), another_follows=False)
     assert await totals(log) == [b"still"]
 
 
 async def test_an_open_transaction_of_the_former_owner_is_decided(
-    log: Log, producers: list[FencedProducer]
+    log: Log, producers: list[TurnProducer]
 ) -> None:
     first = await log.claim([0], []).take()
     producers.append(first)
-    await first.commit(total(log, 0, b"whole"), {}, another_follows=True)
-    # The next transaction is open already; its record is never committed.
-    await first._producer.send_and_wait(  # pyright: ignore[reportPrivateUsage]
-        log.topics.totals, b"half", b"d|1", partition=0
-    )
+    written = [b"whole %d" % number for number in range(3)]
+    for value in written:
+        await first.commit(total(log, 0, value), another_follows=True)
+    # Both ids have begun their next transaction; what is sent in it is never committed.
+    for turn in first._producers:  # pyright: ignore[reportPrivateUsage]
+        await turn._producer.send_and_wait(  # pyright: ignore[reportPrivateUsage]
+            log.topics.totals, b"half", b"d|1", partition=0
+        )
     producers.append(await log.claim([0], []).take())
-    assert await totals(log) == [b"whole"]
+    assert await totals(log) == written
 
 
-async def test_of_many_at_once_one_goes_on(log: Log, producers: list[FencedProducer]) -> None:
+async def test_each_id_of_the_former_owner_is_shut_out(
+    log: Log, producers: list[TurnProducer]
+) -> None:
+    first = await log.claim([0], []).take()
+    producers.append(first)
+    for value in (b"1", b"2"):
+        await first.commit(total(log, 0, value), another_follows=True)
+    producers.append(await log.claim([0], []).take())
+    for turn in first._producers:  # pyright: ignore[reportPrivateUsage]
+        with pytest.raises(FENCED):
+            await turn.commit(total(log, 0, b"too late"))
+    assert await totals(log) == [b"1", b"2"]
+
+
+async def test_of_many_at_once_one_goes_on(log: Log, producers: list[TurnProducer]) -> None:
     found = await asyncio.gather(
         *(log.claim([0, 1], [0, 1]).take() for _ in range(4)), return_exceptions=True
     )
@@ -124,7 +142,7 @@ async def test_of_many_at_once_one_goes_on(log: Log, producers: list[FencedProdu
             continue
         producers.append(one)
         try:
-            await one.commit(total(log, 0, b"%d" % number), {}, another_follows=False)
+            await one.commit(total(log, 0, b"%d" % number), another_follows=False)
             wrote.append(b"%d" % number)
         except FENCED:
             pass
@@ -133,7 +151,7 @@ async def test_of_many_at_once_one_goes_on(log: Log, producers: list[FencedProdu
 
 
 async def test_claims_are_taken_back_once_their_owner_is_fenced(
-    log: Log, producers: list[FencedProducer]
+    log: Log, producers: list[TurnProducer]
 ) -> None:
     for _ in range(3):
         producers.append(await log.claim([0], [1]).take())
@@ -149,7 +167,7 @@ async def test_a_claim_of_another_version_is_refused(log: Log) -> None:
     await writer.start()
     outbox = Outbox()
     outbox.add(log.topics.owners, 0, Record(b"source|0|someone", b"9"))
-    await writer.commit(outbox, {}, another_follows=False)
+    await writer.commit(outbox)
     await writer.close()
     with pytest.raises(CorruptRecord, match=r"owners partition 0 offset 0: a claim of version"):
         await log.claim([0], []).take()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,41 @@ def test_keys_are_taken_up_and_revoked_without_a_restart(
     opens(keyed, key, False)
     keys_file.write_text(keys_file.read_text())
     assert key not in keyed.errors
+
+
+async def test_a_stream_ends_with_the_key_it_was_opened_with(
+    keyed: ApiProcess, keys_file: Path
+) -> None:
+    keys = {name: make(keys_file, name, "read") for name in ("brief", "lasting")}
+    for key in keys.values():
+        opens(keyed, key, True)
+    heard: dict[str, int] = dict.fromkeys(keys, 0)
+    ended: list[str] = []
+
+    async def follow(name: str, client: httpx.AsyncClient) -> None:
+        headers = {"Authorization": f"Bearer {keys[name]}"}
+        async with client.stream("GET", "/v1/state/stream", headers=headers) as response:
+            async for _ in response.aiter_raw():
+                heard[name] += 1
+        ended.append(name)
+
+    async def beat_until(is_reached: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not is_reached():
+                await keyed.beat()
+                await asyncio.sleep(0.05)
+
+    async with httpx.AsyncClient(base_url=keyed.url, timeout=60) as client:
+        following = [asyncio.create_task(follow(name, client)) for name in keys]
+        await beat_until(lambda: all(heard.values()))
+        revoke_key(keys_file, "brief", who="cli:test", now=datetime.now(UTC))
+        await beat_until(lambda: bool(ended))
+        so_far = heard["lasting"]
+        await beat_until(lambda: heard["lasting"] > so_far)
+        assert ended == ["brief"]
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
 
 
 def test_a_damaged_file_leaves_the_keys_as_they_were(keyed: ApiProcess, keys_file: Path) -> None:
