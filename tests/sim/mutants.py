@@ -16,6 +16,7 @@ from pipeline.corrections import resolver
 from pipeline.ledger import writer
 from pipeline.ledger.client import LedgerError
 from pipeline.stream import (
+    flow,
     flush,
     flush_loop,
     inbox,
@@ -284,6 +285,18 @@ def blocks_are_cut_wrongly(patch: pytest.MonkeyPatch) -> None:
         return found
 
     patch.setattr(flush, "_blocks", shorter)
+
+
+@mutant
+def a_takeover_goes_on_after_its_release(patch: pytest.MonkeyPatch) -> None:
+    """What a rebalance takes away while it is being taken over is served nevertheless."""
+
+    async def take_over(self: Any, sources: Any, homes: Any) -> Any:
+        return await takeover.take_over(
+            self._context, sources, homes, self.board, self._arrived, self._seek
+        )
+
+    patch.setattr(flow.Flow, "_take_over", take_over)
 
 
 @mutant

@@ -25,6 +25,8 @@ CHECK_S = 0.23
 CATCH_UP_S = 60.0
 PUBLISH_S = 1.5
 NEAR_MS = 3_000
+WORKER_EXCUSES = {"freeze", "freeze-at", "outage", "lose-answer", "broker-clock", "retention"}
+"""With none of these among the inputs no worker may end with an error."""
 
 
 @dataclass
@@ -55,7 +57,7 @@ def simulate(scenario: Scenario) -> Outcome:
                 world.loop.bury()
     finally:
         logging.disable(disabled)
-    outcome.problems += _wrong_ends(deployment)
+    outcome.problems += _wrong_ends(deployment, scenario)
     outcome.problems += [f"unexpected: {error}" for error in world.loop.errors[:3]]
     outcome.hits = world.hits
     outcome.digest = _digest(deployment)
@@ -180,14 +182,23 @@ def _uncorrected(deployment: Deployment) -> str | None:
     return None
 
 
-def _wrong_ends(deployment: Deployment) -> list[str]:
-    """Processes may be killed and may fail when Kafka does; nothing else may end one."""
+def _wrong_ends(deployment: Deployment, scenario: Scenario) -> list[str]:
+    """Processes may be killed and may fail when Kafka does; nothing else may end one.
+
+    Members that come, go and die are no reason: a worker that lets go what it is just taking over
+    must not be shut out by who takes it next.
+    """
     deleted = any(name.startswith("retained:") for name in deployment.world.hits)
+    is_excused = any(one["do"] in WORKER_EXCUSES for one in scenario.inputs)
     return [
         f"{name} ended with {how}"
         for name, how, error in deployment.ends
         if error is not None
-        and (not _is_failure_of_kafka(error) or isinstance(error, CorruptRecord))
+        and (
+            not _is_failure_of_kafka(error)
+            or isinstance(error, CorruptRecord)
+            or (name.startswith("worker") and not is_excused)
+        )
         and not (isinstance(error, Refused) and deleted and "lacks offset" in how)
     ]
 
