@@ -23,6 +23,9 @@ BEGIN = {
     "a_failed_commit_goes_on": 111,
     "the_manifest_comes_first": 30,
     "a_failed_insert_is_taken_for_done": 59,
+    "the_resolver_does_not_fence": 26,
+    "resolved_corrections_are_not_read_back": 122,
+    "a_takeover_goes_on_after_its_release": 39,
 }
 
 

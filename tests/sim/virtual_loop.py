@@ -156,7 +156,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if not isinstance(error, Killed):
+        if not isinstance(error, Killed | asyncio.CancelledError):  # the latter of a burial
             self.errors.append(context)
 
     # -- the world ---------------------------------------------------
