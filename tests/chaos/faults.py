@@ -200,7 +200,7 @@ def at_point(part: str, point: str) -> Act:
 
     async def act(scene: Scene) -> str:
         slot = scene.one(part)
-        passes = (1, 1, 2, 5) if part == "worker" or point.startswith("sink-") else (1, 1, 2)
+        passes = (1, 1, 2, 5) if part == "worker" or point.startswith("sink-") else (1,)
         slot.fault = f"{point}:{scene.rng.choice(passes)}"
         armed = slot.fault
         await scene.stop(slot)
