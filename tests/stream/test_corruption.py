@@ -3,7 +3,7 @@ and names topic, partition and offset; nothing is skipped."""
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -12,10 +12,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from pipeline.core.corrections import AMOUNTS
-from pipeline.core.errors import CorruptRecord
 from pipeline.core.events import Event
-from pipeline.ledger.log_reading import read_log
-from pipeline.stream.replay_log import read_marks
 from pipeline.stream.topics import create_or_check_topics
 from tests.processes import PartProcess
 from tests.stream.worker_deployment import PARTITIONS, WorkerDeployment, event
@@ -189,16 +186,6 @@ async def test_recreated_partials_are_made_anew(deployment: WorkerDeployment) ->
     worker = await counted(deployment, 100)
     await deployment.assert_exact()
     assert await worker.stopped() == 0
-
-
-@pytest.mark.parametrize(("topic", "read"), [("replays", read_marks), ("epoch", read_log)])
-async def test_what_others_cannot_read_is_named(
-    topic: str, read: Callable[..., Awaitable[object]], deployment: WorkerDeployment
-) -> None:
-    name = getattr(deployment.topics, topic)
-    offset = await deployment.put_bytes(name, None, b"{", 0)
-    with pytest.raises(CorruptRecord, match=f"{name} partition 0 offset {offset}: "):
-        await read(deployment.client, name)
 
 
 async def test_events_deleted_before_they_were_counted_stop_the_worker(
