@@ -45,13 +45,15 @@ async def read_progress(client: Mapping[str, Any], topics: Topics, topic_id: str
     found = Progress(PROGRESS_VERSION, topic_id, {}, {})
     async for records in read_whole(client, topics.resolver):
         for record in records:
-            found = _decoded(record.value or b"", f"{topics.resolver} offset {record.offset}")
+            where = f"{topics.resolver} partition 0 offset {record.offset}"
+            found = decode_progress(record.value or b"", where)
     if found.topic_id != topic_id:
         return Progress(PROGRESS_VERSION, topic_id, {}, found.numbers)
     return found
 
 
-def _decoded(value: bytes, where: str) -> Progress:
+def decode_progress(value: bytes, where: str) -> Progress:
+    """The record in ``value``; raises ``CorruptRecord`` that begins with ``where``."""
     try:
         progress = _decoder.decode(value)
     except UNREADABLE as error:

@@ -216,10 +216,12 @@ class _Sink(ConsumerRebalanceListener):
         await self._written()
         assigned = set(self._consumer.assignment())
         firsts = await self._consumer.beginning_offsets(assigned) if assigned else {}
-        ends = await self._consumer.end_offsets(assigned) if assigned else {}
         sources = (self._topics.events, self._topics.resolved)
         partitions = sorted(tp.partition for tp in assigned)
         holdings = await self._in_thread(self._thread, self._writer.holdings, sources, partitions)
+        # Asked for last: a sink that slept in between would take what another one has written
+        # meanwhile for blocks that Kafka lost.
+        ends = await self._consumer.end_offsets(assigned) if assigned else {}
         await self._learn_log()
         if assigned != self._consumer.assignment():
             return
@@ -376,7 +378,8 @@ class _Sink(ConsumerRebalanceListener):
         wait_s = min(BACKOFF_FIRST_S * 2 ** (self._failures - 1), BACKOFF_MAX_S)
         _log.warning("%s; reading the positions again in %.1f s", error, wait_s)
         self._status.failures += 1
-        self._status.doing = f"it tries again after: {error}"
+        self._status.doing = "it waits"
+        self._status.trouble = str(error)
         self._writer.close()
         self._consumer.pause(*self._consumer.assignment())
         self._forget()

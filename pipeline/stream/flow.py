@@ -24,7 +24,7 @@ from pipeline.stream.merging import MergeStage
 from pipeline.stream.policy_board import PolicyBoard
 from pipeline.stream.pricing import PriceStage
 from pipeline.stream.resolved_log import read_resolved
-from pipeline.stream.takeover import take_over
+from pipeline.stream.takeover import Takeover, take_over
 from pipeline.stream.topics import Topics
 from pipeline.stream.transport import Slice
 from pipeline.stream.turns import TurnProducer
@@ -60,6 +60,7 @@ class Flow:
         self.prices: dict[int, PriceStage] = {}
         self.merges: dict[int, MergeStage] = {}
         self._arrived = asyncio.Event()
+        self._taking: asyncio.Task[Takeover] | None = None
         self._producer: TurnProducer | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._correcting: asyncio.Task[None] | None = None
@@ -107,14 +108,18 @@ class Flow:
         }
 
     async def assign(self, assignment: Iterable[TP]) -> None:
-        """Takes over what was assigned; returns when the tables are verified and serve."""
+        """Takes over what was assigned; returns when the tables are verified and serve.
+
+        Where the partitions are let go meanwhile it returns without having taken them.
+        """
         await self.release()
         topics = self._context.topics
         sources = sorted(tp.partition for tp in assignment if tp.topic == topics.events)
         homes = sorted(tp.partition for tp in assignment if tp.topic == topics.partials)
-        taken = await take_over(
-            self._context, sources, homes, self.board, self._arrived, self._seek
-        )
+        taken = await self._take_over(sources, homes)
+        if taken is None:
+            log.info("source partitions %s and merge partitions %s have moved on", sources, homes)
+            return
         self._producer, self.prices, self.merges = taken.producer, taken.prices, taken.merges
         self._catch_up_policies()
         loop = FlushLoop(
@@ -130,9 +135,33 @@ class Flow:
         log.info("serving source partitions %s and merge partitions %s", sources, homes)
         self.assigned.set()
 
+    async def _take_over(self, sources: list[int], homes: list[int]) -> Takeover | None:
+        """What was taken over; None where ``release`` was called in the midst of it.
+
+        The next owner then shuts out whoever goes on, be it with an error of its own.
+        """
+        taking = self._taking = asyncio.get_running_loop().create_task(
+            take_over(self._context, sources, homes, self.board, self._arrived, self._seek)
+        )
+        try:
+            taken = await taking
+        except (Exception, asyncio.CancelledError):
+            if self._taking is taking:
+                raise
+            return None
+        if self._taking is not taking:
+            await taken.producer.close()
+            return None
+        self._taking = None
+        return taken
+
     async def release(self) -> None:
         """Finishes the flush that has begun and lets every partition go."""
         self.assigned.clear()
+        taking, self._taking = self._taking, None
+        if taking is not None:
+            taking.cancel()
+            await asyncio.wait([taking], timeout=RELEASE_TIMEOUT_S)
         if self._correcting is not None:
             self._correcting.cancel()  # its inboxes are let go; it closes its connection by itself
         flushing, self._flushing = self._flushing, None

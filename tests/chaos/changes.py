@@ -26,14 +26,17 @@ MODELS = (("openai", "gpt-5-mini"), ("openai", "gpt-5"), ("anthropic", "claude-*
 
 
 class Changes:
-    """Writes a policy or a rate every second or so. ``written`` counts them."""
+    """Writes a policy or a rate every second or so.
+
+    ``written`` counts them, ``rates`` are the ids of rates.
+    """
 
     def __init__(self, client: Mapping[str, Any], topics: Topics, rng: Random) -> None:
         self.written = 0
         self._client = dict(client)
         self._topics = topics
         self._rng = rng
-        self._rates: list[str] = []
+        self.rates: list[str] = []
 
     async def run(self) -> None:
         """Goes on until cancelled."""
@@ -95,17 +98,17 @@ class Changes:
         turn = rng.random()
         provider, model = rng.choice(MODELS)
         body: dict[str, Any] = {"rate_id": rate_id, "provider": provider, "model": model}
-        if turn < 0.15 and self._rates:  # known id, other content: never used
-            body["rate_id"] = rate_id = rng.choice(self._rates)
-        if turn > 0.85 and self._rates:
-            body = {"rate_id": rate_id, "withdraws": rng.choice(self._rates)}
+        if turn < 0.15 and self.rates:  # known id, other content: never used
+            body["rate_id"] = rate_id = rng.choice(self.rates)
+        if turn > 0.85 and self.rates:
+            body = {"rate_id": rate_id, "withdraws": rng.choice(self.rates)}
         elif turn > 0.65:
             body["multiplier"] = f"0.{rng.randrange(50, 99)}"
         else:
             cents = rng.randrange(1, 10**6)
             body["currency"] = "USD"
             body["per_million"] = {"input_tokens": f"{cents / 10_000:.4f}", "output_tokens": "9.9"}
-        self._rates.append(rate_id)
+        self.rates.append(rate_id)
         now = datetime.now(UTC)
         lead_s = rng.choice((PRICE_LEAD_S + 1, PRICE_LEAD_S + 4, 0, -rng.randrange(36 * 3_600)))
         if lead_s <= 0 and rng.random() < 0.8:  # without it the rate breaks the rule

@@ -23,6 +23,7 @@ from pipeline.stream.topics import Topics, create_or_check_topics
 from tests.chaos.brokers import Brokers
 from tests.chaos.changes import PRICE_LEAD_S, Changes
 from tests.chaos.checks import audit, compare_ids, compare_versions, differences
+from tests.chaos.corrections import Corrections, compare_corrections
 from tests.chaos.faults import STEADY_WORKERS, Fault, Scene, all_faults, in_turn
 from tests.chaos.load import Load
 from tests.chaos.report import PLANNED_MOVES, Done, Report, Unserved, count_exits
@@ -132,6 +133,14 @@ class Engine:
         self._load = Load(self._client, self._topics.events, PARTITIONS, plan.rate, load_rng)
         change_rng = Random(f"{plan.seed}:changes")
         self._changes = Changes(self._client, self._topics, change_rng)
+        self._corrections = Corrections(
+            self._client,
+            self._topics.corrections,
+            PARTITIONS,
+            Random(f"{plan.seed}:corrections"),
+            self._load.pick,
+            lambda: self._changes.rates,
+        )
 
     async def _run(self) -> None:
         parts, stream, ledger = self._parts, self._stream, self._ledger
@@ -144,7 +153,9 @@ class Engine:
     async def _run_watched(self) -> None:
         async with self._limit(START_TIMEOUT_S, "at the start"):
             await self._start()
-        await _beside(self._run_loaded(), self._load.run(), self._changes.run())
+        await _beside(
+            self._run_loaded(), self._load.run(), self._changes.run(), self._corrections.run()
+        )
         await self._check()
 
     async def _run_loaded(self) -> None:
@@ -152,8 +163,9 @@ class Engine:
             await self._moving_on(*self._gauges)
         await asyncio.gather(*(self._lane(lane) for lane in self._plan.lanes()))
         self._load.finish()
+        self._corrections.finish()
         async with self._limit(SETTLE_LIMIT_S, "sending the last records"):
-            await until(lambda: self._load.is_done)
+            await until(lambda: self._load.is_done and self._corrections.is_done)
 
     @asynccontextmanager
     async def _limit(self, timeout_s: float, when: str) -> AsyncGenerator[None]:
@@ -260,6 +272,9 @@ class Engine:
         self.report.problems += await asyncio.to_thread(
             compare_ids, self._settings, self._load.produced
         )
+        self.report.problems += await compare_corrections(
+            self._client, self._topics, self._settings
+        )
         self.report.problems += (await compare_versions(self._client, self._topics.state))[:5]
         for name, status in (await self._parts.stop_all()).items():
             if status != 0:
@@ -272,6 +287,7 @@ class Engine:
             "sends of unknown fate, sent again": load.resent,
             "different valid events": sum(map(len, load.produced.values())),
             "policies and rates written": self._changes.written,
+            "corrections acknowledged": self._corrections.sent,
         }
         self.report.problems += self._scene.notes
         self.report.exits = count_exits(

@@ -23,6 +23,7 @@ PAUSE_S = (7.0, 9.0)
 POINT_TIMEOUT_S = 45.0
 STEADY_WORKERS = 2
 MOST_WORKERS = 3
+POINTS = ("price-", "merge-", "corrections-", "sink-", "resolver-")
 PIPELINE = Path(__file__).parents[2] / "pipeline"
 
 Lane = Literal["stream", "ledger"]
@@ -199,7 +200,8 @@ def at_point(part: str, point: str) -> Act:
 
     async def act(scene: Scene) -> str:
         slot = scene.one(part)
-        slot.fault = f"{point}:{scene.rng.choice((1, 1, 2, 5))}"
+        passes = (1, 1, 2, 5) if part == "worker" or point.startswith("sink-") else (1,)
+        slot.fault = f"{point}:{scene.rng.choice(passes)}"
         armed = slot.fault
         await scene.stop(slot)
         before = len(scene.parts.exits)
@@ -247,12 +249,12 @@ async def _kill_nodes(scene: Scene, indices: list[int]) -> str:
 
 
 def fault_points() -> list[str]:
-    """Every named point that worker and sink pass in their daily work."""
+    """Every named point that worker, sink and resolver pass in their daily work."""
     named = re.compile(r'\bpoint\(\s*"([a-z-]+)"')
     found = {
         name for path in PIPELINE.rglob("*.py") for name in named.findall(path.read_text("utf-8"))
     }
-    return sorted(name for name in found if name.startswith(("price-", "merge-", "sink-")))
+    return sorted(name for name in found if name.startswith(POINTS))
 
 
 def all_faults(brokers: int) -> list[Fault]:
@@ -281,7 +283,7 @@ def all_faults(brokers: int) -> list[Fault]:
         "ledger-pause": pause_ledger,
     }
     for point in fault_points():
-        if point.startswith("sink-"):
+        if point.startswith(("sink-", "resolver-")):
             ledger[f"at {point}"] = at_point("sink", point)
         else:
             stream[f"at {point}"] = at_point("worker", point)

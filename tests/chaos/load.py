@@ -77,6 +77,10 @@ class Load:
         """Whether everything is acknowledged, after ``finish``."""
         return self._stop.is_set() and not self._pending and not self._again
 
+    def pick(self, rng: Random) -> tuple[str, str] | None:
+        """Port and id of some event that was sent lately; None before the first."""
+        return identity(rng.choice(self._old)) if self._old else None
+
     def finish(self) -> None:
         """Nothing new from now on; ``run`` ends once everything is acknowledged."""
         self._stop.set()

@@ -20,6 +20,8 @@ ONE_BROKER = (
     "sink-kill",
     "at sink-after-insert",
     "at sink-before-manifest",
+    "at resolver-judged",
+    "at corrections-committed",
     "ledger-kill",
 )
 THREE_BROKERS = (
@@ -42,6 +44,7 @@ async def run(plan: Plan, folder: Path) -> Report:
 def test_there_is_a_fault_for_every_named_point() -> None:
     points = fault_points()
     assert {"price-begun", "merge-computed", "sink-after-insert"} <= set(points)
+    assert {"corrections-committed", "resolver-judged"} <= set(points)
     for size in (1, 3):
         kinds = [fault.kind for fault in all_faults(size)]
         assert len(kinds) == len(set(kinds))
@@ -50,7 +53,7 @@ def test_there_is_a_fault_for_every_named_point() -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("brokers", "kinds", "kills"), [(1, ONE_BROKER, 12), (3, THREE_BROKERS, 8)]
+    ("brokers", "kinds", "kills"), [(1, ONE_BROKER, 14), (3, THREE_BROKERS, 8)]
 )
 async def test_everything_agrees_after_faults(
     brokers: int, kinds: tuple[str, ...], kills: int, tmp_path: Path
@@ -60,3 +63,4 @@ async def test_everything_agrees_after_faults(
     assert len(report.faults) == len(kinds)
     assert report.kills >= kills
     assert report.audit["compared"]["ledger rows"] > 1_000
+    assert report.audit["compared"]["correction entries"] > 20

@@ -17,6 +17,12 @@ def module_ledger(ledger_server: ledger_fixture.LedgerAddress) -> Iterator[Ledge
     yield from migrated_database(ledger_server)
 
 
+@pytest.fixture
+def own_ledger(ledger_server: ledger_fixture.LedgerAddress) -> Iterator[LedgerAddress]:
+    """A migrated ledger for one test."""
+    yield from migrated_database(ledger_server)
+
+
 @pytest.fixture(scope="module")
 def desk(
     kafka: str, module_ledger: LedgerAddress, tmp_path_factory: pytest.TempPathFactory

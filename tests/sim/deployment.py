@@ -17,6 +17,7 @@ from tests.sim.virtual_loop import Process
 from tests.sim.worker import EPOCH, TOPICS, SimulatedWorker
 from tests.sim.world import World
 
+CORRECTING = ("correct", "correct-badly")
 MAX_PROCESSES = 3
 MAX_STARTS = 60
 CLEANABLE_AFTER_S = 2.0
@@ -29,7 +30,8 @@ class Deployment:
 
     def __init__(self, scenario: Scenario) -> None:
         self.world = World(scenario.knobs)
-        self.ledger = SimulatedLedger(self.world)
+        self.ledger = self.world.ledger = SimulatedLedger(self.world)
+        self.resolves = any(one["do"] in CORRECTING for one in scenario.inputs)
         self.partitions = scenario.knobs.partitions
         self.workers: list[SimulatedWorker] = []
         self.sinks: list[SimulatedSink] = []
@@ -38,6 +40,7 @@ class Deployment:
         self._wanted = {"worker": scenario.workers, "sink": scenario.sinks}
         self._restart_s = {"worker": 0.3, "sink": 0.3}
         self._starts = 0
+        self._occurred_at: dict[tuple[str, str], str] = {}
         self.world.on_point_kill = self._die
         self.world.log.create(
             TopicConfig(
@@ -90,7 +93,10 @@ class Deployment:
         if part == "worker":
             self.workers.append(SimulatedWorker(self.world, f"worker-{number}", self._ended))
         else:
-            self.sinks.append(SimulatedSink(self.world, self.ledger, f"sink-{number}", self._ended))
+            name = f"sink-{number}"
+            self.sinks.append(
+                SimulatedSink(self.world, self.ledger, name, self._ended, resolves=self.resolves)
+            )
 
     def _ended(self, one: Any) -> None:
         self.ends.append((one.process.name, one.ended or "", one.error))
@@ -124,9 +130,11 @@ class Deployment:
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def _event(self, one: Input) -> None:
+        occurred_at = self._time(-one["age_s"])
+        self._occurred_at[one["port"], one["id"]] = occurred_at
         body = {
             "event_id": one["id"],
-            "occurred_at": self._time(-one["age_s"]),
+            "occurred_at": occurred_at,
             "port_id": one["port"],
             "user_id": one["user"],
             "organization_id": one["org"] or None,
@@ -169,6 +177,26 @@ class Deployment:
             "large": json.dumps({**good, "model": "m" * 66_000}).encode(),
         }
         self.put(TOPICS.events, b"k", values[one["kind"]], one["to"] % self.partitions)
+
+    def _correct(self, one: Input) -> None:
+        body = {
+            "correction_id": one["id"],
+            "port_id": one["port"],
+            "event_id": one["event"],
+            "kind": one["kind"],
+            "reason": "it was wrong",
+            **one["more"],
+        }
+        occurred_at = self._occurred_at.get((one["port"], one["event"]))
+        if one["dated"] and occurred_at is not None:
+            body["occurred_at"] = occurred_at
+        home = oracle.home_of(one["port"], self.partitions)
+        to = home if one["to"] is None else one["to"] % self.partitions
+        self.put(TOPICS.corrections, one["port"].encode(), json.dumps(body).encode(), to)
+
+    def _correct_badly(self, one: Input) -> None:
+        value = None if one["value"] is None else one["value"].encode()
+        self.put(TOPICS.corrections, b"k", value, one["to"] % self.partitions)
 
     def _policy(self, one: Input) -> None:
         policy = dict(one["policy"])
@@ -227,8 +255,8 @@ class Deployment:
         if process.frozen:
             self.world.thaw(process)
 
-    def _freeze_at(self, one: Input) -> None:
-        victim = self._one("worker", one["worker"])
+    def _freeze_at(self, one: Input, part: str = "worker") -> None:
+        victim = self._one(part, one["worker"])
         if victim is not None:
             process, for_s = victim.process, one["for_s"]
             self.world.arm(
@@ -262,8 +290,8 @@ class Deployment:
         if victim is not None:
             victim.deliver_again(getattr(TOPICS, one["topic"]), one["slices"])
 
-    def _lose_answer(self, one: Input) -> None:
-        victim = self._one("worker", one["worker"])
+    def _lose_answer(self, one: Input, part: str = "worker") -> None:
+        victim = self._one(part, one["worker"])
         if victim is not None:
             self.world.network.lost_answers.append(
                 LostAnswer(victim.process.name, one["kind"], one["is_carried_out"])
@@ -322,7 +350,7 @@ class Deployment:
         old_s = self.world.loop.now_s - PARTIALS_KEPT_S
         for number in range(self.partitions):
             blocks = [decode_block(e.value or b"") for e in self._entries(TOPICS.priced, number)]
-            taken = max((block.next_offset for block in blocks), default=0)
+            taken = max((b.next_offset for b in blocks if b.topic == TOPICS.events), default=0)
             held = max(
                 (
                     row["priced_next_offset"]
@@ -348,6 +376,12 @@ class Deployment:
 
     def _freeze_sink(self, one: Input) -> None:
         self._freeze(one, "sink")
+
+    def _freeze_sink_at(self, one: Input) -> None:
+        self._freeze_at(one, "sink")
+
+    def _lose_sink_answer(self, one: Input) -> None:
+        self._lose_answer(one, "sink")
 
     def _join_sink(self, one: Input) -> None:
         self._join(one, "sink")

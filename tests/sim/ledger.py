@@ -4,8 +4,9 @@ An insert is carried out whole or not at all. Rows are kept as they came, as par
 reads them as a ReplacingMergeTree with FINAL does: of rows with equal keys the last one counts.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -86,13 +87,16 @@ class SimulatedClient:
         self._ledger.insert(table, [dict(zip(column_names, row, strict=True)) for row in data])
 
     def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Any:
-        self._ledger.check_up()
         given = dict(parameters or {})
         for text, answer in _QUERIES:
             if sql == text:
-                rows = answer(self._ledger, given)
-                return SimpleNamespace(result_rows=rows, first_row=rows[0] if rows else None)
+                return self._answer(partial(answer, given=given))
         raise NotImplementedError(f"simulated: no answer is known to {sql!r}")
+
+    def _answer(self, question: Callable[[SimulatedLedger], list[Any]]) -> Any:
+        self._ledger.check_up()
+        rows = question(self._ledger)
+        return SimpleNamespace(result_rows=rows, first_row=rows[0] if rows else None)
 
 
 def _last(ledger: SimulatedLedger, given: dict[str, Any]) -> list[tuple[int, ...]]:

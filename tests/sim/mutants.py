@@ -5,14 +5,18 @@ A mutant replaces one function or value of production code for the length of a b
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 from typing import Any
 
 import pytest
 
 from pipeline.core import accounts, dedupe, outbox, tariffs
+from pipeline.corrections import ledger as corrections_ledger
+from pipeline.corrections import resolver
 from pipeline.ledger import writer
 from pipeline.ledger.client import LedgerError
 from pipeline.stream import (
+    flow,
     flush,
     flush_loop,
     inbox,
@@ -20,6 +24,7 @@ from pipeline.stream import (
     merging,
     ownership,
     pricing,
+    resolved_log,
     takeover,
 )
 from pipeline.stream.transaction import FencedProducer
@@ -280,3 +285,92 @@ def blocks_are_cut_wrongly(patch: pytest.MonkeyPatch) -> None:
         return found
 
     patch.setattr(flush, "_blocks", shorter)
+
+
+@mutant
+def a_takeover_goes_on_after_its_release(patch: pytest.MonkeyPatch) -> None:
+    """What a rebalance takes away while it is being taken over is served nevertheless."""
+
+    async def take_over(self: Any, sources: Any, homes: Any) -> Any:
+        return await takeover.take_over(
+            self._context, sources, homes, self.board, self._arrived, self._seek
+        )
+
+    patch.setattr(flow.Flow, "_take_over", take_over)
+
+
+@mutant
+def the_resolver_does_not_fence(patch: pytest.MonkeyPatch) -> None:
+    """Every tenure writes under an id of its own."""
+    producer, tenures = resolver.FencedProducer, count()
+
+    def unfenced(client: Any, transactional_id: str, group_id: str) -> Any:
+        return producer(client, f"{transactional_id}-{next(tenures)}", group_id)
+
+    patch.setattr(resolver, "FencedProducer", unfenced)
+
+
+@mutant
+def resolved_corrections_are_not_read_back(patch: pytest.MonkeyPatch) -> None:
+    async def remember(self: Any) -> None:
+        return
+
+    patch.setattr(resolver._Tenure, "_remember_unwritten", remember)
+
+
+@mutant
+def resolved_corrections_are_not_remembered(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(resolver._Tenure, "_remember", lambda self, resolved, written: None)
+
+
+@mutant
+def the_resolver_begins_at_the_start(patch: pytest.MonkeyPatch) -> None:
+    """It forgets how far it has come, but not how its records are numbered."""
+    read = resolver.read_progress
+
+    async def forgetful(*args: Any) -> Any:
+        progress = await read(*args)
+        progress.next_offsets.clear()
+        return progress
+
+    patch.setattr(resolver, "read_progress", forgetful)
+
+
+@mutant
+def an_event_is_unknown_at_once(patch: pytest.MonkeyPatch) -> None:
+    """What was sent before a correction, but is not in the ledger yet, is not waited for."""
+
+    async def taken_in(self: Any, topic: str) -> None:
+        return
+
+    patch.setattr(corrections_ledger.LedgerLookups, "taken_in", taken_in)
+
+
+@mutant
+def corrections_are_applied_twice(patch: pytest.MonkeyPatch) -> None:
+    """A new owner takes resolved corrections from the start, whatever the table says."""
+    begin, take = resolved_log.ResolvedInbox.__init__, pricing.take_resolved
+
+    def from_the_start(self: Any, position: int, arrived: Any) -> None:
+        begin(self, 0, arrived)
+
+    class Admits:
+        def admit(self, keys: Any, times_ms: Any) -> list[bool]:
+            return [True] * len(keys)
+
+    def take_all(records: Any, after: int, totals: Any, known: Any) -> Any:
+        return take(records, 0, totals, Admits())  # type: ignore[arg-type]
+
+    patch.setattr(resolved_log.ResolvedInbox, "__init__", from_the_start)
+    patch.setattr(pricing, "take_resolved", take_all)
+
+
+@mutant
+def a_correction_replaces_instead_of_adding(patch: pytest.MonkeyPatch) -> None:
+    """The resolver works out each entry as if it were the event's first correction."""
+    standing = resolver.standing_of
+
+    def first(entries: Any, more: Any, day: str) -> Any:
+        return standing([one for one in entries if one.entry.entry_no == 0], (), day)
+
+    patch.setattr(resolver, "standing_of", first)

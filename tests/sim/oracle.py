@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 DAY_MS = 86_400_000
 MAX_AGE_MS = 7 * DAY_MS
@@ -29,6 +29,7 @@ TOKEN_COUNTERS = (
 )
 OTHER_COUNTERS = ("characters", "images", "web_searches")
 COUNTERS = (*TOKEN_COUNTERS, *OTHER_COUNTERS)
+WHOLES = {"cached_input_tokens": "input_tokens", "reasoning_tokens": "output_tokens"}
 TEXTS = ("user_id", "organization_id", "group_id")
 REQUIRED = ("event_id", "occurred_at", "port_id", "provider", "model")
 
@@ -191,16 +192,16 @@ class RateBook:
             return 0, "free", "self-hosted", False
         if event.get("cache_hit"):
             return 0, "free", "cache-hit", False
-        rate = self._best(event, lambda r: "multiplier" not in r and not _is_last_resort(r))
+        rate = self._best(event, lambda r: "multiplier" not in r and not is_last_resort(r))
         if rate is None and event["provider"] == FREE_PROVIDER:
             return 0, "free", f"book:{FREE_PROVIDER}", False
         estimated = rate is None
         if rate is None:
-            rate = self._best(event, lambda r: "multiplier" not in r and _is_last_resort(r))
+            rate = self._best(event, lambda r: "multiplier" not in r and is_last_resort(r))
         if rate is None:
             return None, "unpriced", "", False
         multiplier = self._best(event, lambda r: "multiplier" in r)
-        cost = _cost(event, rate)
+        cost = cost_of(event, rate)
         if cost is None:
             return None, "unpriced", "", False
         name = rate["rate_id"]
@@ -230,7 +231,7 @@ class RateBook:
         return min(ends, default=float("inf"))
 
 
-def _is_last_resort(rate: dict[str, Any]) -> bool:
+def is_last_resort(rate: dict[str, Any]) -> bool:
     return rate["provider"] == "*" and rate["model"] == "*"
 
 
@@ -244,21 +245,20 @@ def _closeness(pattern: str) -> tuple[bool, int]:
     return is_exact, 0 if is_exact else len(pattern)
 
 
-def _cost(event: dict[str, Any], rate: dict[str, Any]) -> Fraction | None:
+def cost_of(event: dict[str, Any], rate: dict[str, Any]) -> Fraction | None:
     """Exact nanos; None when something is counted and nothing that is counted has a price."""
     prices = {
         **{n: Fraction(p) * 1000 for n, p in rate.get("per_million", {}).items()},
         **{n: Fraction(p) * 10**9 for n, p in rate.get("per_unit", {}).items()},
     }
     counts = {name: event.get(name, 0) for name in COUNTERS}
-    wholes = {"cached_input_tokens": "input_tokens", "reasoning_tokens": "output_tokens"}
-    priced = {n: prices.get(n, prices.get(wholes.get(n, n))) for n in COUNTERS}
+    priced = {n: prices.get(n, prices.get(WHOLES.get(n, n))) for n in COUNTERS}
     present = [name for name, count in counts.items() if count]
     if "request" not in prices and present and all(priced[name] is None for name in present):
         return None
     total = prices.get("request", Fraction(0))
     for name, count in counts.items():
-        parts = sum(counts[part] for part, whole in wholes.items() if whole == name)
+        parts = sum(counts[part] for part, whole in WHOLES.items() if whole == name)
         total += (count - parts) * (priced[name] or 0)
     return total
 
@@ -291,7 +291,7 @@ def read_rules(records: Iterable[Record]) -> list[Rules]:
 
 @dataclass
 class Judgement:
-    """The fate of every record, by (partition, offset)."""
+    """The fate of every record, by (partition, offset). ``bodies`` are of what was accepted."""
 
     accepted: dict[tuple[int, int], Accepted] = field(
         default_factory=dict[tuple[int, int], Accepted]
@@ -300,6 +300,9 @@ class Judgement:
     duplicates: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
     forwarded: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
     undecided: list[str] = field(default_factory=list[str])
+    bodies: dict[tuple[int, int], dict[str, Any]] = field(
+        default_factory=dict[tuple[int, int], dict[str, Any]]
+    )
 
     def fates(self) -> dict[tuple[int, int], str]:
         """One word for each record."""
@@ -348,6 +351,7 @@ class Judge:
                 found.undecided.append(f"no rule was recorded for {place}")
             else:
                 found.accepted[place] = _accepted(record, event, recorded_ms, book)
+                found.bodies[place] = event
 
     def _is_duplicate(self, event: dict[str, Any], recorded_ms: int) -> bool:
         times = self._times[event["port_id"], event["event_id"]]
@@ -392,10 +396,21 @@ def _accepted(record: Record, event: dict[str, Any], recorded_ms: int, book: Rat
 Cells = dict[tuple[str, int], tuple[int, ...]]
 
 
-def cells_of(accepted: Iterable[Accepted]) -> Cells:
-    """(scope, day) → the sums of ``Accepted.amounts``."""
+class Counted(Protocol):
+    """What adds to the cells of its scopes: an event, or what a correction changes of one."""
+
+    @property
+    def day(self) -> int: ...
+    @property
+    def scopes(self) -> list[str]: ...
+    @property
+    def amounts(self) -> tuple[int, int, int, int, int, int]: ...
+
+
+def cells_of(counted: Iterable[Counted]) -> Cells:
+    """(scope, day) → the sums of ``amounts``."""
     sums: dict[tuple[str, int], list[int]] = defaultdict(lambda: [0] * 6)
-    for one in accepted:
+    for one in counted:
         for scope in one.scopes:
             cell = sums[scope, one.day]
             cell[:] = [a + b for a, b in zip(cell, one.amounts, strict=True)]

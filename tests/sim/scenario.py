@@ -59,6 +59,45 @@ SINK_POINTS = (
     "sink-before-commit",
     "sink-after-commit",
 )
+RESOLVER_POINTS = (
+    "resolver-taken",
+    "resolver-waits",
+    "resolver-judged",
+    "price-begun",
+    "price-sent",
+    "price-acked",
+    "price-offsets",
+    "resolver-committed",
+)
+CORRECTED_SHARE = 0.4
+_CORRECTION = {
+    "correction_id": "bad",
+    "port_id": "harbor-1",
+    "event_id": "e0",
+    "kind": "void",
+    "reason": "r",
+}
+BAD_CORRECTIONS = (
+    None,
+    "{no json",
+    "[1]",
+    *(
+        json.dumps({**_CORRECTION, **changes})
+        for changes in (
+            {"reason": None},
+            {"event_id": 5},
+            {"kind": "undo"},
+            {"reason": ""},
+            {"kind": "reprice"},
+            {"kind": "amend"},
+            {"kind": "amend", "counts": {}},
+            {"kind": "amend", "counts": []},
+            {"kind": "amend", "counts": {"bogus": 1}},
+            {"kind": "amend", "counts": {"input_tokens": -1}},
+            {"kind": "amend", "counts": {"input_tokens": "7"}},
+        )
+    ),
+)
 DAY_S = 86_400
 
 
@@ -118,6 +157,9 @@ def scenario_of(seed: int) -> Scenario:
         drawn.event()
     drawn.changes()
     drawn.faults()
+    rng = random.Random(f"corrections/{seed}")
+    if rng.random() < CORRECTED_SHARE:
+        drawn.corrections(rng)
     return Scenario(knobs, rng.choice((1, 2, 2, 3)), rng.choice((1, 1, 2)), tuple(drawn.inputs))
 
 
@@ -271,6 +313,64 @@ class _Drawn:
         in_s = -30 * DAY_S if backdated else rng.choice((2.2, 4.0, 0.5))
         return {"do": "rate", "after_s": 0.05, "rate": rate, "in_s": in_s, "backdated": backdated}
 
+    # -- corrections ---------------------------------------------------
+
+    def corrections(self, rng: random.Random) -> None:
+        """Corrections anywhere between the rest, most of them of a few events; and faults."""
+        targets = [(one["port"], one["id"]) for one in rng.sample(self._events, 3)]
+        targets = [*targets[:1] * 3, *targets, (rng.choice(PORTS), "never")]
+        places = {port: rng.randrange(3) if rng.random() < 0.2 else None for port in PORTS}
+        sent: list[Input] = []
+        for number in range(rng.randint(3, 12)):
+            if sent and rng.random() < 0.2:
+                one = {**rng.choice(sent)}
+                if rng.random() < 0.5:
+                    one |= self._kind_of_correction(rng)
+            else:
+                port, event = rng.choice(targets)
+                one = {"do": "correct", "id": f"c{number}", "port": port, "event": event}
+                one |= {"to": places[port], "dated": rng.random() < 0.3}
+                one |= self._kind_of_correction(rng)
+            one["after_s"] = rng.choice((0.0, 0.02, 0.3, 1.0))
+            sent.append(one)
+            begin = self._position_of(one["port"], one["event"]) if rng.random() < 0.85 else 0
+            self._put(one, rng.randint(begin, len(self.inputs)))
+        for _ in range(rng.randint(0, 2)):
+            bad = {"do": "correct-badly", "after_s": 0.0, "value": rng.choice(BAD_CORRECTIONS)}
+            self._put({**bad, "to": rng.randrange(3)}, rng.randint(0, len(self.inputs)))
+        for _ in range(rng.choice((0, 1, 2, 3, 4))):
+            for one in rng.choice(_CORRECTION_FAULTS)(rng):
+                at = rng.randint(len(self.inputs) // 4, len(self.inputs) * 3 // 4)
+                self._put({"after_s": rng.choice((0.0, 0.3)), **one}, at)
+
+    def _position_of(self, port: str, event_id: str) -> int:
+        """Where the event first stands, 0 for one that is never sent."""
+        return next(
+            (
+                at
+                for at, one in enumerate(self.inputs)
+                if one["do"] == "event" and (one["port"], one["id"]) == (port, event_id)
+            ),
+            0,
+        )
+
+    def _kind_of_correction(self, rng: random.Random) -> Input:
+        kind = rng.choice(("void", "amend", "amend", "amend", "reprice", "reprice"))
+        more: dict[str, Any] = {}
+        if kind == "amend":
+            inputs = rng.choice((0, 9, 2_000, 444_444))
+            counts = {"input_tokens": inputs, "cached_input_tokens": min(inputs, 3)}
+            counts |= {"output_tokens": rng.choice((0, 11))}
+            names = rng.sample(tuple(counts), rng.randint(1, 3))
+            more["counts"] = {name: counts[name] for name in names}
+        elif kind == "reprice":
+            rates = [f"r{n}" for n in range(self._rates + 1)]
+            rate_id = rng.choice((*rates, *rates, "self-hosted", "book:speaches"))
+            more["rate_id"] = f"{rate_id}*{rng.choice(rates)}" if rng.random() < 0.1 else rate_id
+        if rng.random() < 0.1:
+            more["currency"] = rng.choice(("USD", "EUR"))
+        return {"kind": kind, "more": more}
+
     # -- faults ---------------------------------------------------
 
     def faults(self) -> None:
@@ -378,6 +478,37 @@ def _sink_fault(rng: random.Random) -> Input:
             {"do": rng.choice(("rebalance-sinks", "join-sink", "leave-sink")), "worker": 0},
         )
     )
+
+
+def _resolver_kill(rng: random.Random) -> list[Input]:
+    point = rng.choice(RESOLVER_POINTS)
+    kill = {"do": "kill-sink", "worker": _worker(rng), "point": point, "passes": 1}
+    return [{**kill, "restart_s": rng.choice((0.0, 1.0))}]
+
+
+def _resolver_sleeps(rng: random.Random) -> list[Input]:
+    """With a second sink, so that another one resolves meanwhile."""
+    return [
+        {"do": "join-sink", "worker": 0},
+        {
+            "do": "freeze-sink-at",
+            "worker": _worker(rng),
+            "point": rng.choice(RESOLVER_POINTS),
+            "passes": 1,
+            "for_s": rng.choice((3.0, 5.0)),
+        },
+    ]
+
+
+def _resolver_fault(rng: random.Random) -> list[Input]:
+    kind = rng.choice(("produce", "commit"))
+    lost = {"do": "lose-sink-answer", "kind": kind, "is_carried_out": rng.random() < 0.6}
+    kill = {"do": "kill", "point": "corrections-committed", "passes": 1, "restart_s": 0.3}
+    one = rng.choice((lost, kill, {"do": "rebalance-sinks"}, {"do": "ledger-outage", "for_s": 2.0}))
+    return [{"worker": _worker(rng), **one}]
+
+
+_CORRECTION_FAULTS = (_resolver_kill, _resolver_kill, _resolver_sleeps, _resolver_fault)
 
 
 # Time that goes back, and time that passes for longer than ids are remembered, are not put into

@@ -5,21 +5,28 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
+from pipeline.core.blocks import decode_block
 from pipeline.core.errors import CorruptRecord, Refused
+from pipeline.corrections.progress import decode_progress
 from tests.sim.deployment import Deployment
-from tests.sim.oracle import DAY_MS, instant_us, read_policies
+from tests.sim.oracle import DAY_MS, Judgement, instant_us, read_policies
+from tests.sim.oracle_corrections import Corrected
 from tests.sim.scenario import Scenario
 from tests.sim.substitution import simulated
 from tests.sim.verdict import compare, read_all_tables
+from tests.sim.verdict_corrections import judge_corrections
 from tests.sim.virtual_loop import Stuck
 from tests.sim.watch import Watch
 from tests.sim.worker import TOPICS
+from tests.sim.world import World
 
 # Not in step with the marks of workers, each of which is a transaction.
 CHECK_S = 0.23
 CATCH_UP_S = 60.0
 PUBLISH_S = 1.5
 NEAR_MS = 3_000
+WORKER_EXCUSES = {"freeze", "freeze-at", "outage", "lose-answer", "broker-clock", "retention"}
+"""With none of these among the inputs no worker may end with an error."""
 
 
 @dataclass
@@ -50,7 +57,7 @@ def simulate(scenario: Scenario) -> Outcome:
                 world.loop.bury()
     finally:
         logging.disable(disabled)
-    outcome.problems += _wrong_ends(deployment)
+    outcome.problems += _wrong_ends(deployment, scenario)
     outcome.problems += [f"unexpected: {error}" for error in world.loop.errors[:3]]
     outcome.hits = world.hits
     outcome.digest = _digest(deployment)
@@ -72,14 +79,23 @@ def _run(deployment: Deployment, scenario: Scenario) -> list[str]:
     reading = world.loop.spawn_world(read_all_tables(deployment))
     world.loop.run_until(reading.done, CATCH_UP_S)
     found = watch.judgement()
+    corrected = judge_corrections(deployment, found)
+    _note_fates(world, found, corrected)
+    error = reading.exception()
+    if error is not None:
+        return [f"tables cannot be read: {error!r}", *watch.problems]
+    return watch.problems + compare(deployment, found, corrected, reading.result())
+
+
+def _note_fates(world: World, found: Judgement, corrected: Corrected) -> None:
     for fate in found.fates().values():
         world.hit(f"fate-{fate}")
     if any(one.cost_nano is None for one in found.accepted.values()):
         world.hit("fate-unpriced")
-    error = reading.exception()
-    if error is not None:
-        return [f"tables cannot be read: {error!r}", *watch.problems]
-    return watch.problems + compare(deployment, found, reading.result())
+    for fate in corrected.fates().values():
+        world.hit(f"correction-{fate or 'duplicate'}")
+    if any(one.entry_no > 1 for one in corrected.entries.values()):
+        world.hit("correction-after-another")
 
 
 def _settle(deployment: Deployment, watch: Watch) -> list[str]:
@@ -91,6 +107,8 @@ def _settle(deployment: Deployment, watch: Watch) -> list[str]:
     while (waits_for := _unfinished(deployment, watch, since_ms)) is not None:
         if world.loop.now_s > deadline_s:
             return [f"never caught up: {waits_for}; ends: {deployment.ends[-3:]}"]
+        if waits_for.startswith("corrections"):
+            since_ms = world.broker_ms()
         world.loop.advance(CHECK_S)
         watch.step()
     world.loop.advance(PUBLISH_S)
@@ -113,6 +131,8 @@ def _is_near_a_boundary(deployment: Deployment) -> bool:
 def _unfinished(deployment: Deployment, watch: Watch, since_ms: int) -> str | None:
     """What is still under way; None when nothing is."""
     topics = deployment.world.log.topics
+    if (waits_for := _uncorrected(deployment)) is not None:
+        return waits_for
     events = {number: partition.end for number, partition in topics[TOPICS.events].items()}
     for number in range(deployment.partitions):
         heartbeat = watch.last_heartbeats.get(number)
@@ -138,14 +158,47 @@ def _unfinished(deployment: Deployment, watch: Watch, since_ms: int) -> str | No
     return None
 
 
-def _wrong_ends(deployment: Deployment) -> list[str]:
-    """Processes may be killed and may fail when Kafka does; nothing else may end one."""
+def _uncorrected(deployment: Deployment) -> str | None:
+    """Which corrections are under way; None when all are resolved and in the tables' blocks.
+
+    What a heartbeat that is as of a later time speaks for contains them.
+    """
+    topics = deployment.world.log.topics
+    progress: dict[int, int] = {}
+    for record in deployment.records(TOPICS.resolver):
+        progress = decode_progress(record.value or b"", TOPICS.resolver).next_offsets
+    for number in range(deployment.partitions):
+        end = topics[TOPICS.corrections][number].end
+        if progress.get(number, 0) < end:
+            return f"corrections of partition {number} are resolved to {progress} of {end}"
+        blocks = [
+            decode_block(entry.value or b"")
+            for entry in topics[TOPICS.priced][number].record_history()
+        ]
+        taken = [block.next_offset for block in blocks if block.topic == TOPICS.resolved]
+        resolved = [entry.offset for entry in topics[TOPICS.resolved][number].record_history()]
+        if resolved and max(taken, default=0) <= resolved[-1]:
+            return f"corrections at {resolved[-1]} of partition {number} are not in the tables"
+    return None
+
+
+def _wrong_ends(deployment: Deployment, scenario: Scenario) -> list[str]:
+    """Processes may be killed and may fail when Kafka does; nothing else may end one.
+
+    Members that come, go and die are no reason: a worker that lets go what it is just taking over
+    must not be shut out by who takes it next.
+    """
     deleted = any(name.startswith("retained:") for name in deployment.world.hits)
+    is_excused = any(one["do"] in WORKER_EXCUSES for one in scenario.inputs)
     return [
         f"{name} ended with {how}"
         for name, how, error in deployment.ends
         if error is not None
-        and (not _is_failure_of_kafka(error) or isinstance(error, CorruptRecord))
+        and (
+            not _is_failure_of_kafka(error)
+            or isinstance(error, CorruptRecord)
+            or (name.startswith("worker") and not is_excused)
+        )
         and not (isinstance(error, Refused) and deleted and "lacks offset" in how)
     ]
 

@@ -1,14 +1,20 @@
-"""One sink process: the shipped sink on the in-memory log and the in-memory ledger."""
+"""One sink process: the shipped sink on the in-memory log and the in-memory ledger.
+
+Where a run has corrections the shipped resolver runs beside it, as in ``tallyport sink``.
+"""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+from pipeline.corrections.resolver import Resolver
 from pipeline.ledger import sink
 from pipeline.ledger.client import ledger_errors
 from pipeline.ledger.sink_status import SinkStatus
+from pipeline.ledger.sink_watch import until_first_ends
 from pipeline.ledger.writer import LedgerWriter
 from pipeline.settings import Settings
+from tests.sim import resolver
 from tests.sim.client import SimulatedConsumer
 from tests.sim.ledger import SimulatedClient, SimulatedLedger
 from tests.sim.worker import TOPICS
@@ -44,6 +50,8 @@ class SimulatedSink:
         ledger: SimulatedLedger,
         name: str,
         on_ended: Callable[["SimulatedSink"], None],
+        *,
+        resolves: bool,
     ) -> None:
         self.world = world
         self._ledger = ledger
@@ -51,6 +59,7 @@ class SimulatedSink:
         self.ended: str | None = None
         self.error: BaseException | None = None
         self._on_ended = on_ended
+        self._resolves = resolves
         self._stop = asyncio.Event()
         world.loop.spawn(self.process, self._main())
 
@@ -75,6 +84,11 @@ class SimulatedSink:
         self.world.loop.kill(self.process)
         self._on_ended(self)
 
+    def _beside(self, is_owner: Callable[[], bool]) -> list[Awaitable[None]]:
+        if not self._resolves:
+            return []
+        return [Resolver(resolver.settings(self.world.knobs.partitions), is_owner).run()]
+
     async def _serve(self) -> None:
         """What ``run_sink`` does, but for watching itself and rolling up."""
         kafka = {"simulation": self.world}
@@ -90,7 +104,7 @@ class SimulatedSink:
         try:
             await consumer.start()
             consumer.subscribe([TOPICS.priced], listener=loop)
-            await loop.run(self._stop)
+            await until_first_ends(loop.run(self._stop), *self._beside(loop.holds_first_partition))
         finally:
             loop.close()
             await consumer.stop()

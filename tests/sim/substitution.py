@@ -13,11 +13,12 @@ import aiokafka
 from pipeline import faults
 from pipeline.ledger import sink
 from pipeline.stream import flush, flush_loop, id_journal, journal, merging, pricing
+from tests.sim import resolver
 from tests.sim.client import SimulatedConsumer, SimulatedProducer
 from tests.sim.virtual_loop import CURRENT, Killed
 from tests.sim.world import World
 
-PREFIXES = ("pipeline.stream.", "pipeline.ledger.")
+PREFIXES = ("pipeline.stream.", "pipeline.ledger.", "pipeline.corrections.")
 
 
 class VirtualTime:
@@ -74,6 +75,7 @@ SMALL: tuple[tuple[Any, str, int], ...] = (
     (merging, "BUSY_RECORDS", 1),
     (sink, "INSERT_MAX_ROWS", 4),
     (sink, "POLL_MAX_BLOCKS", 2),
+    *resolver.SMALL,
 )
 _TIME = VirtualTime()
 _REPLACED: dict[int, Any] = {
@@ -100,9 +102,10 @@ def _places() -> list[tuple[Any, str, Any]]:
 
 @contextmanager
 def simulated(world: World) -> Iterator[None]:
-    """Within the block every module of worker and sink works on ``world``."""
+    """Within the block every module of worker, sink and resolver works on ``world``."""
     places = [
         *_places(),
+        *resolver.PLACES,
         (faults, "_armed", ArmedPoints()),
         (faults, "_pass", _die),
         *(SMALL if world.knobs.is_small else ()),

@@ -16,13 +16,17 @@ SEEDS = 250
 # Where the search begins, so that it ends soon; it goes through all of 1 … SEEDS if it must.
 BEGIN = {
     "former_owners_are_not_fenced": 54,
-    "one_of_two_ids_is_fenced": 165,
+    "one_of_two_ids_is_fenced": 203,
     "takes_what_came_before": 69,
     "stale_partials_are_applied": 122,
     "a_mark_claims_what_was_only_fetched": 58,
     "a_failed_commit_goes_on": 111,
     "the_manifest_comes_first": 30,
     "a_failed_insert_is_taken_for_done": 59,
+    "the_resolver_begins_at_the_start": 2,
+    "the_resolver_does_not_fence": 26,
+    "resolved_corrections_are_not_read_back": 122,
+    "a_takeover_goes_on_after_its_release": 39,
 }
 
 
@@ -31,9 +35,18 @@ def seeds(name: str) -> list[int]:
     return [*range(begin, SEEDS + 1), *range(1, begin)]
 
 
+def is_noticed(name: str, seed: int) -> bool:
+    """Whether this one run notices, in a process whose sets are walked in the known order."""
+    command = [sys.executable, "-m", "tests.sim.replay", str(seed), "--mutant", name]
+    run = subprocess.run([*command, "--no-shrink"], cwd=ROOT, capture_output=True, check=False)
+    return run.returncode == 1 and bool(Scenario.from_json(run.stdout.decode()).inputs)
+
+
 @pytest.mark.parametrize("name", sorted(MUTANTS))
 @pytest.mark.timeout(300)
 def test_a_broken_rule_is_noticed(name: str) -> None:
+    if name in BEGIN and is_noticed(name, BEGIN[name]):
+        return
     with MUTANTS[name]():
         found = first_seed_that_fails(seeds(name))
     assert found is not None, f"{name} went unnoticed in {SEEDS} runs"

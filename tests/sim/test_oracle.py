@@ -4,9 +4,13 @@ import ast
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
-from tests.sim import oracle
+import pytest
+
+from tests.sim import oracle, oracle_corrections
 from tests.sim.oracle import Record
+from tests.sim.oracle_corrections import Corrected, CorrectionJudge, Sent, Trace
 
 NOON_MS = 1_795_003_200_000
 RATE = {
@@ -19,8 +23,11 @@ RATE = {
 }
 
 
-def test_it_imports_the_standard_library_only() -> None:
-    tree = ast.parse(Path(oracle.__file__).read_text())
+@pytest.mark.parametrize(
+    ("module", "allowed"), [(oracle, set[str]()), (oracle_corrections, {"tests.sim"})]
+)
+def test_it_imports_the_standard_library_only(module: ModuleType, allowed: set[str]) -> None:
+    tree = ast.parse(Path(module.__file__ or "").read_text())
     names = {
         name
         for node in ast.walk(tree)
@@ -32,7 +39,8 @@ def test_it_imports_the_standard_library_only() -> None:
             else []
         )
     }
-    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
+    foreign = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
+    assert foreign <= {*allowed, *(f"{name}.oracle" for name in allowed)}
 
 
 def event(offset: int, **changes: object) -> Record:
@@ -117,3 +125,71 @@ def test_windows_by_hand() -> None:
     assert days("week") == ["2026-11-16", "2026-11-23"]
     assert days("month") == ["2026-11-01", "2026-12-01"]
     assert days("rolling-30d") == ["2026-10-20", "2026-11-19"]
+
+
+def correction(offset: int, kind: str, **changes: object) -> Record:
+    body = {
+        "correction_id": f"c{offset}",
+        "port_id": "p",
+        "event_id": "e",
+        "kind": kind,
+        "reason": "r",
+        **changes,
+    }
+    return Record(0, offset, NOON_MS, b"p", json.dumps(body).encode(), ())
+
+
+def corrected(*corrections: Record, event_sent_s: float = 0.0, **traces: Trace) -> Corrected:
+    """The fates of corrections sent at 1, 2, 3 … seconds; the rate is there from the start."""
+    rates = [Record(0, 0, NOON_MS, b"r", json.dumps(RATE).encode(), ())]
+    sent = Sent(
+        {(0, 0): event_sent_s}, {(0, c.offset): c.offset + 1.0 for c in corrections}, {0: 0.0}
+    )
+    noted = {(0, int(name[1:])): trace for name, trace in traces.items()}
+    judge = CorrectionJudge(judged(event(0)), rates, 2_000, sent, noted)
+    for one in corrections:
+        judge.feed(one)
+    return judge.corrected
+
+
+def accepted() -> Trace:
+    return Trace("accepted", 20775, 1)
+
+
+def test_corrections_by_hand() -> None:
+    found = corrected(
+        correction(0, "amend", counts={"input_tokens": 2_000}),
+        correction(1, "amend", counts={"input_tokens": 9}, correction_id="c0"),
+        correction(2, "reprice", rate_id="none"),
+        correction(3, "amend", counts={"input_tokens": 399}),
+        correction(4, "void", currency="EUR"),
+        correction(5, "void"),
+        correction(6, "void"),
+        correction(7, "undo"),
+        _0=accepted(),
+        _5=accepted(),
+    )
+    assert {place[1]: fate for place, fate in found.fates().items()} == {
+        0: "accepted",
+        1: "",
+        2: "unknown-rate",
+        3: "inconsistent-tokens",
+        4: "wrong-currency",
+        5: "accepted",
+        6: "already-void",
+        7: "out-of-range",
+    }
+    amend, void = found.entries[0, 0], found.entries[0, 5]
+    assert (amend.entry_no, amend.cost_nano, amend.tokens) == (1, 1_000_000, 1_000)
+    assert (void.entry_no, void.cost_nano, void.tokens) == (2, -1_660_000, -2_010)
+    cells = oracle.cells_of([*judged(event(0)).accepted.values(), amend, void])
+    assert cells["port:p", 20775] == (0, 0, 0, 0, 0, 0)
+
+
+def test_only_an_event_that_was_sent_later_may_be_unknown() -> None:
+    void = correction(0, "void")
+    assert corrected(void).rejected == {}
+    assert corrected(void, _0=Trace("unknown-event")).rejected == {}
+    late = corrected(void, event_sent_s=5.0, _0=Trace("unknown-event"))
+    assert late.rejected == {(0, 0): "unknown-event"}
+    assert corrected(void, event_sent_s=5.0, _0=accepted()).rejected == {}

@@ -9,13 +9,27 @@ import pytest
 
 from tests.sim.campaign import ROOT, Found, explore
 from tests.sim.replay import COMMAND
-from tests.sim.scenario import POINTS, Scenario, scenario_of
+from tests.sim.scenario import POINTS, RESOLVER_POINTS, Scenario, scenario_of
 from tests.sim.simulation import simulate
 
 FIRST_SEED = 1
 CAMPAIGN_S = 100.0
 # A seventh of what two free processors do in that time.
 LEAST_RUNS = 300
+CORRECTION_FATES = (
+    "accepted",
+    "duplicate",
+    "unknown-event",
+    "unknown-rate",
+    "already-void",
+    "wrong-currency",
+    "inconsistent-tokens",
+    "malformed-json",
+    "not-an-object",
+    "missing-field",
+    "wrong-type",
+    "out-of-range",
+)
 LEAST_HITS = {
     "fate-accepted": 3_000,
     "fate-rejected": 1_000,
@@ -66,6 +80,10 @@ LEAST_HITS = {
             "killed-at-sink-after-manifest",
             "killed-at-sink-before-commit",
             "killed-at-sink-after-commit",
+            "killed-at-corrections-committed",
+            *(f"killed-at-{point}" for point in RESOLVER_POINTS),
+            *(f"correction-{fate}" for fate in CORRECTION_FATES),
+            "correction-after-another",
         ),
         1,
     ),

@@ -7,24 +7,30 @@ from typing import Any
 from pipeline.stream.tables import TableView, read_tables
 from tests.sim import oracle
 from tests.sim.deployment import Deployment
+from tests.sim.oracle_corrections import Corrected
+from tests.sim.verdict_corrections import compare_corrections
 from tests.sim.worker import TOPICS
 
 SHOWN = 4
 
 
 def compare(
-    deployment: Deployment, found: oracle.Judgement, tables: dict[int, TableView]
+    deployment: Deployment,
+    found: oracle.Judgement,
+    corrected: Corrected,
+    tables: dict[int, TableView],
 ) -> list[str]:
-    """Every difference, in sentences; empty when all four agree."""
+    """Every difference, in sentences; empty when all of them agree."""
     problems = list(found.undecided)
     newest_ms: dict[int, int] = defaultdict(int)
     for record in deployment.records(TOPICS.events, history=True):
         newest_ms[record.partition] = max(newest_ms[record.partition], record.timestamp_ms)
-    problems += compare_tables(found, tables, newest_ms)
-    cells = oracle.cells_of(found.accepted.values())
+    problems += compare_tables(found, corrected, tables, newest_ms)
+    cells = oracle.cells_of([*found.accepted.values(), *corrected.entries.values()])
     problems += compare_states(deployment, cells)
-    problems += compare_ledger(deployment, found)
+    problems += compare_ledger(deployment, found, corrected)
     problems += compare_fates(deployment, found)
+    problems += compare_corrections(deployment, corrected)
     return problems
 
 
@@ -35,7 +41,10 @@ async def read_all_tables(deployment: Deployment) -> dict[int, TableView]:
 
 
 def compare_tables(
-    found: oracle.Judgement, tables: dict[int, TableView], newest_ms: dict[int, int]
+    found: oracle.Judgement,
+    corrected: Corrected,
+    tables: dict[int, TableView],
+    newest_ms: dict[int, int],
 ) -> list[str]:
     """(a) The cells of each partition, and what its position counts.
 
@@ -45,10 +54,10 @@ def compare_tables(
     problems: list[str] = []
     for number, table in tables.items():
         accepted = [one for one in found.accepted.values() if one.partition == number]
+        entries = [one for one in corrected.entries.values() if one.event.partition == number]
         oldest = table.position.oldest_day
-        expected = {
-            place: cell for place, cell in oracle.cells_of(accepted).items() if place[1] >= oldest
-        }
+        cells = oracle.cells_of([*accepted, *entries])
+        expected = {place: cell for place, cell in cells.items() if place[1] >= oldest}
         problems += _differences(f"table {number}", dict(table.cells), expected)
         counted = {
             "accepted": table.position.accepted,
@@ -84,14 +93,17 @@ def compare_states(deployment: Deployment, cells: oracle.Cells) -> list[str]:
     return problems + _differences("state", shown, oracle.expected_states(policies, cells, now_ms))
 
 
-def compare_ledger(deployment: Deployment, found: oracle.Judgement) -> list[str]:
-    """(c) The rows of the ledger, and what each day adds up to."""
+def compare_ledger(
+    deployment: Deployment, found: oracle.Judgement, corrected: Corrected
+) -> list[str]:
+    """(c) The first entries of the ledger, and what each day adds up to with the further ones."""
     rows = deployment.ledger.final("ledger_entries")
-    shown = {(row["source_partition"], row["source_offset"]): _row(row) for row in rows}
+    firsts = [row for row in rows if row["entry_no"] == 0]
+    shown = {(row["source_partition"], row["source_offset"]): _row(row) for row in firsts}
     expected = {place: _expected_row(one) for place, one in found.accepted.items()}
     problems = _differences("ledger row", shown, expected)
-    if len(shown) != len(rows):
-        problems.append(f"{len(rows)} ledger rows name {len(shown)} records")
+    if len(shown) != len(firsts):
+        problems.append(f"{len(firsts)} ledger rows name {len(shown)} records")
     daily, wanted = Counter[Any](), Counter[Any]()
     for row in rows:
         day = (row["occurred_at"] - oracle.EPOCH).days
@@ -102,6 +114,10 @@ def compare_ledger(deployment: Deployment, found: oracle.Judgement) -> list[str]
         wanted[one.day, one.port_id, "requests"] += 1
         wanted[one.day, one.port_id, "cost"] += one.cost_nano or 0
         wanted[one.day, one.port_id, "unpriced"] += one.cost_nano is None
+    for entry in corrected.entries.values():
+        wanted[entry.day, entry.event.port_id, "requests"] += entry.requests
+        wanted[entry.day, entry.event.port_id, "cost"] += entry.cost_nano or 0
+        wanted[entry.day, entry.event.port_id, "unpriced"] += entry.unpriced
     return problems + _differences("daily sum", dict(daily), dict(wanted))
 
 
@@ -154,10 +170,13 @@ def compare_fates(deployment: Deployment, found: oracle.Judgement) -> list[str]:
     seen: Counter[tuple[int, int]] = Counter(
         (row["source_partition"], row["source_offset"])
         for row in deployment.ledger.final("ledger_entries")
+        if row["entry_no"] == 0
     )
     reasons: dict[tuple[int, int], str] = {}
     for record in deployment.records(TOPICS.rejected, history=True):
         headers = dict(record.headers)
+        if headers["source-topic"] != TOPICS.events.encode():
+            continue
         place = int(headers["source-partition"]), int(headers["source-offset"])
         seen[place] += 1
         reasons[place] = headers["reason"].decode()

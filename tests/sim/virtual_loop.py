@@ -18,6 +18,7 @@ from typing import Any
 
 MAX_STEPS_PER_RUN = 3_000_000
 BURIAL_STEPS = 20_000
+BURIAL_ROUNDS = 4
 
 
 class Killed(BaseException):
@@ -119,7 +120,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def create_task(self, coro: Any, *, name: Any = None, context: Any = None) -> Any:
         task = asyncio.Task(coro, loop=self, name=name, context=context)
         process = CURRENT.get() if context is None else context.get(CURRENT)
-        if process is not None:
+        if process is None:
+            self._world_tasks.append(task)
+        else:
             process.tasks.append(task)
             if len(process.tasks) > 500:
                 process.tasks = [one for one in process.tasks if not one.done()]
@@ -153,7 +156,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if not isinstance(error, Killed):
+        if not isinstance(error, Killed | asyncio.CancelledError):  # the latter of a burial
             self.errors.append(context)
 
     # -- the world ---------------------------------------------------
@@ -164,9 +167,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def spawn_world(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """A task outside of all processes."""
-        task = self.create_task(coro, context=self._world.copy())
-        self._world_tasks.append(task)
-        return task
+        return self.create_task(coro, context=self._world.copy())
 
     def start_process(self, name: str) -> Process:
         process = Process(name)
@@ -231,25 +232,30 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._timers.clear()
         _set_running_loop(self)
         try:
-            for task in self._all_tasks():
-                task.cancel()
-            for _ in range(BURIAL_STEPS):
-                if self._ready:
-                    self._run(self._ready.popleft())
-                elif self._timers:
-                    self._ready.append(heappop(self._timers)[2])
-                else:
+            for _ in range(BURIAL_ROUNDS):
+                if not self._end_tasks():
                     break
-            for task in self._all_tasks():
-                if not task.done():
-                    # It never began: its first step was dropped when its process died. What does
-                    # begin and comes to an armed point is killed there, as before.
-                    with contextlib.suppress(RuntimeError, Killed):
-                        task.get_coro().close()
         finally:
             _set_running_loop(None)
             self._ready.clear()
             self._timers.clear()
+
+    def _end_tasks(self) -> bool:
+        """Cancels what is not done; whether there was anything. Clean-up may begin new tasks."""
+        left = [task for task in self._all_tasks() if not task.done()]
+        for task in left:
+            task.cancel()
+        for _ in range(BURIAL_STEPS):
+            if self._ready:
+                self._run(self._ready.popleft())
+            elif self._timers:
+                self._ready.append(heappop(self._timers)[2])
+            else:
+                break
+        for task in left:
+            if not task.done():
+                _end(task.get_coro())
+        return bool(left)
 
     def _all_tasks(self) -> list[asyncio.Task[Any]]:
         return [*(t for process in self._processes for t in process.tasks), *self._world_tasks]
@@ -280,3 +286,13 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def _end_generator(self, generator: Any) -> None:
         self.call_soon(self.create_task, generator.aclose())
+
+
+def _end(coro: Any) -> None:
+    """Ends what will never be resumed: its next step was dropped when its process died.
+
+    Whatever its clean-up waits for is cancelled, too; at an armed point it is killed, as before.
+    """
+    with contextlib.suppress(Exception, asyncio.CancelledError, Killed):
+        for _ in range(BURIAL_STEPS):
+            coro.throw(asyncio.CancelledError())

@@ -2,7 +2,7 @@
 
 versions    of a key never fall, but for what a former owner sends late
 through     everything below it is contained in the states of that partition
-used        never more than what was committed
+used        never more than what was committed, corrections that may be in it aside
 as_of       everything older is contained; it stops while nobody serves a partition
 """
 
@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.core.blocks import decode_block
+from pipeline.core.resolved import Resolved, decode_resolved
 from tests.sim import oracle
 from tests.sim.deployment import Deployment, as_record
 from tests.sim.log import Entry, Partition
@@ -20,6 +21,7 @@ from tests.sim.worker import TOPICS
 HEARTBEAT = b"!heartbeat|"
 AS_OF_SLACK_MS = 500
 MAX_PROBLEMS = 5
+DAY_US = oracle.DAY_MS * 1000
 
 
 class Watch:
@@ -36,6 +38,8 @@ class Watch:
         self._judged: dict[int, int] = {}
         self._reached: dict[int, int] = {}
         self._blocks_read: dict[int, int] = {}
+        self._resolved_read: dict[int, int] = {}
+        self._deltas: dict[str, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
         self._states_read: dict[int, int] = {}
         self._states: dict[tuple[int, str], dict[str, Any]] = {}
         self._rules: tuple[int, list[oracle.Rules]] = (-1, [])
@@ -47,6 +51,7 @@ class Watch:
     def step(self) -> None:
         """Checks everything that has become visible since the last call."""
         self._read_blocks()
+        self._read_resolved()
         for number, partition in self._log.topics[TOPICS.state].items():
             position = self._states_read.get(number, 0)
             stable = partition.last_stable
@@ -113,9 +118,10 @@ class Watch:
             for one in self._by_scope[state["scope"]]
             if first <= one.day < end and one.offset < below.get(one.partition, 0)
         )
-        if at_most and state["used"] > total:
+        deltas = [d[column] for day, d in self._deltas[state["scope"]] if first <= day < end]
+        if at_most and state["used"] > total + sum(max(delta, 0) for delta in deltas):
             self._complain(f"{key} says {state['used']}, only {total} was committed")
-        if not at_most and state["used"] < total:
+        if not at_most and state["used"] < total + sum(min(delta, 0) for delta in deltas):
             self._complain(f"{key} says {state['used']}, but {total} lies below {below}")
 
     def _check_as_of(
@@ -146,10 +152,32 @@ class Watch:
             for entry in partition.history:
                 if entry.offset >= position and entry.is_record:
                     block = decode_block(entry.value or b"")
-                    self._reached[number] = max(self._reached.get(number, 0), block.next_offset)
+                    if block.topic == TOPICS.events:
+                        end = max(self._reached.get(number, 0), block.next_offset)
+                        self._reached[number] = end
             self._blocks_read[number] = partition.last_stable
         for number, offset in self._reached.items():
             self._judge_up_to(number, offset)
+
+    def _read_resolved(self) -> None:
+        """What corrections may have moved by now; no heartbeat says which it contains."""
+        for number, partition in self._log.topics[TOPICS.resolved].items():
+            position = self._resolved_read.get(number, 0)
+            for entry in partition.history:
+                if position <= entry.offset < partition.last_stable and entry.is_record:
+                    self._note_deltas(decode_resolved(entry.value))
+            self._resolved_read[number] = partition.last_stable
+
+    def _note_deltas(self, resolved: Resolved) -> None:
+        event, entry = resolved.event, resolved.entry
+        tokens, cost = event.input_tokens + event.output_tokens, entry.cost_nano or 0
+        org_cost = cost if event.billing_scope == "org" else 0
+        moved = (entry.requests, tokens, cost, org_cost)
+        named = {"port": event.port_id, "org": event.organization_id, "group": event.group_id}
+        named |= {"user": event.user_id}
+        day = event.occurred_at_us // DAY_US
+        for scope in ("all", *(f"{kind}:{name}" for kind, name in named.items())):
+            self._deltas[scope].append((day, moved))
 
     def _judge_up_to(self, number: int, end: int) -> None:
         position = self._judged.get(number, 0)

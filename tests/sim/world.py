@@ -60,6 +60,7 @@ class World:
         self.network = Network(self.loop, self.rng("network"), knobs.latency_s)
         self.network.on_fault = self.hit
         self.log = Log(self.broker_ms, self.loop.time, self._later)
+        self.ledger: Any = None
         self.groups: dict[str, Group] = {}
         self.before_stop: list[Callable[[], None]] = []
         self.on_point_kill: Callable[[Process], None] = self.kill

@@ -11,6 +11,8 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
+from pipeline.core.corrections import AMOUNTS
+from pipeline.core.events import Event
 from pipeline.stream.topics import create_or_check_topics
 from tests.processes import PartProcess
 from tests.stream.worker_deployment import PARTITIONS, WorkerDeployment, event
@@ -95,6 +97,36 @@ async def test_a_partial_that_cannot_be_read_is_named(deployment: WorkerDeployme
     assert "version 8" in line
 
 
+def resolved(number: int) -> bytes:
+    """A resolved correction that changes nothing."""
+    amounts = dict.fromkeys(AMOUNTS, 0)
+    fields = {"event_id": "e1", "occurred_at_us": 1_795_003_200_000_000, "port_id": "port-1"}
+    row = msgspec.structs.astuple(Event(**fields, provider="acme", model="m-1", **amounts))
+    mark = (1, 0, 0, f"c{number}", "r", "usage.corrections", 1)
+    price = (number, 1_795_003_200_000, 0, "", "priced", False)
+    return msgspec.msgpack.encode([1, number, 0, "", "USD", 60, (*row, *price), mark])
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ([msgspec.msgpack.encode([9, 1])], "version 9"),
+        ([resolved(1), resolved(3)], "number 3 comes after 1"),
+        ([b"\xc1"], "not a resolved correction"),
+    ],
+    ids=["version", "a hole", "damaged"],
+)
+async def test_a_resolved_correction_that_cannot_be_trusted_is_named(
+    values: list[bytes], problem: str, deployment: WorkerDeployment
+) -> None:
+    topic = deployment.topics.resolved
+    for value in values:
+        offset = await deployment.put_bytes(topic, b"port-1", value, 1)
+    line = await refusal(deployment.start_worker())
+    assert f"{topic} partition 1 offset {offset}" in line, line
+    assert problem in line
+
+
 async def until_gone(admin: AIOKafkaAdminClient, topic: str) -> None:
     while topic in await admin.list_topics():  # noqa: ASYNC110
         await asyncio.sleep(0.1)
@@ -130,7 +162,10 @@ async def counted(deployment: WorkerDeployment, first: int = 0) -> PartProcess:
     return worker
 
 
-@pytest.mark.parametrize("topic", ["totals", "ids", "state", "policies", "rates", "priced"])
+RECREATED = ["events", "resolved", "totals", "ids", "state", "policies", "rates", "priced"]
+
+
+@pytest.mark.parametrize("topic", RECREATED)
 async def test_a_topic_recreated_under_a_worker_stops_it_for_good(
     topic: str, deployment: WorkerDeployment
 ) -> None:

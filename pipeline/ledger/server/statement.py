@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from pipeline.ledger.server.errors import QUERY_IS_TOO_LARGE, SYNTAX_ERROR, QueryError
 
@@ -26,11 +26,15 @@ _NAME_FOLLOWS: Final = frozenset({b"INTO", b"TABLE", b"FUNCTION", b"."})
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """``text`` is SQL; an INSERT with data has the data's ``insert_format`` and ``data``."""
+    """``text`` is SQL; an INSERT with data has the data's ``insert_format`` and ``data``.
+
+    Its ``settings`` are apart, too: the clause with its keyword, empty where there is none.
+    """
 
     text: str
     insert_format: str | None = None
     data: bytes = b""
+    settings: str = ""
 
 
 def _decode(text: bytes) -> str:
@@ -48,9 +52,17 @@ def _decode(text: bytes) -> str:
         ) from None
 
 
-def _insert_data_at(sent: bytes) -> tuple[int, str, int] | None:
-    """(end of the statement, format, start of the data) of an INSERT that carries data."""
-    position, depth, before, first = 0, 0, b"", True
+class _Insert(NamedTuple):
+    """Where the parts of an INSERT with data stand; ``settings_at`` is ``end`` without any."""
+
+    settings_at: int
+    end: int
+    format: str
+    data_at: int
+
+
+def _insert_with_data(sent: bytes) -> _Insert | None:
+    position, depth, before, first, settings_at = 0, 0, b"", True, -1
     while position < min(len(sent), MAX_STATEMENT_BYTES):
         token = _TOKEN.match(sent, position)
         if token is None or token["open"] is not None:
@@ -66,11 +78,14 @@ def _insert_data_at(sent: bytes) -> tuple[int, str, int] | None:
         if depth == 0 and token["word"] is not None and before not in _NAME_FOLLOWS:
             if symbol in (b"SELECT", b"WITH", b"FROM", b"EXPLAIN"):
                 return None
-            if symbol == b"VALUES":
-                return start, "Values", position
-            if symbol == b"FORMAT":
-                name = _next_word(sent, position)
-                return (start, *name) if name is not None else None
+            if symbol == b"SETTINGS" and settings_at < 0:
+                settings_at = start
+            if symbol in (b"VALUES", b"FORMAT"):
+                named = ("Values", position)
+                if symbol == b"FORMAT":
+                    named = _next_word(sent, position)
+                begin = start if settings_at < 0 else settings_at
+                return None if named is None else _Insert(begin, start, *named)
         before = symbol
     return None
 
@@ -91,11 +106,16 @@ def split(sent: bytes) -> Statement:
     Raises:
         QueryError: the text is too long or is not UTF-8.
     """
-    found = _insert_data_at(sent)
+    found = _insert_with_data(sent)
     if found is None:
         return Statement(_decode(sent))
-    end, name, data_start = found
-    if name != "Values":
-        skipped = _BEFORE_DATA.match(sent, data_start)
-        data_start = skipped.end() if skipped is not None else data_start
-    return Statement(_decode(sent[:end]), name, sent[data_start:])
+    data_at = found.data_at
+    if found.format != "Values":
+        skipped = _BEFORE_DATA.match(sent, data_at)
+        data_at = skipped.end() if skipped is not None else data_at
+    return Statement(
+        _decode(sent[: found.settings_at]),
+        found.format,
+        sent[data_at:],
+        _decode(sent[found.settings_at : found.end]),
+    )
