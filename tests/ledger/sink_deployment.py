@@ -15,8 +15,8 @@ from pipeline.core.blocks import PricedBlock, encode_block
 from pipeline.ledger.client import LedgerAddress
 from pipeline.stream.topic_identity import topic_id
 from pipeline.stream.topics import Topics, create_or_check_topics
-from tests.ledger.priced_blocks import dicts
 from tests.group_members import forget_dead_members
+from tests.ledger.priced_blocks import dicts
 from tests.processes import WAIT_S, PartProcess
 
 PARTITIONS = 2
