@@ -19,7 +19,7 @@ from pipeline.stream.reader import read_to_end
 from pipeline.stream.tables import read_tables
 from pipeline.stream.topics import Topics, create_or_check_topics
 from tests.group_members import forget_dead_members
-from tests.processes import WAIT_S, PartProcess
+from tests.processes import RETRY_BACKOFF_MS, WAIT_S, PartProcess
 
 PARTITIONS = 2
 INPUT_NANO, OUTPUT_NANO = 1_000, 2_000
@@ -104,7 +104,8 @@ class WorkerDeployment:
 
     @property
     def client(self) -> dict[str, Any]:
-        return {"bootstrap_servers": self.kafka}
+        # A topic made just now takes its first record at the second or third try.
+        return {"bootstrap_servers": self.kafka, "retry_backoff_ms": RETRY_BACKOFF_MS}
 
     async def prepare(self, rates: Iterable[dict[str, Any]] = (RATE,)) -> None:
         await create_or_check_topics(self.client, self.topics, PARTITIONS)
