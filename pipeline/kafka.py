@@ -11,7 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.helpers import create_ssl_context
 
-from pipeline import record_headers
+from pipeline import record_headers, topic_leaders
 from pipeline.core.errors import ConfigurationError, TallyportError
 from pipeline.endpoints import read_endpoints
 from pipeline.settings import Settings
@@ -20,6 +20,7 @@ REACH_TIMEOUT_S = 10.0
 _CONNECTING = ("aiokafka", "aiokafka.client", "aiokafka.conn")
 
 record_headers.install()
+topic_leaders.install()
 
 
 class KafkaUnreachable(TallyportError):

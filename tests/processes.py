@@ -15,6 +15,8 @@ from pipeline.ops.child_process import ChildProcess, last_error
 
 WAIT_S = 60.0
 POLL_S = 0.05
+RETRY_BACKOFF_MS = 20
+"""Of the tests' own Kafka clients."""
 
 
 async def until(condition: Callable[[], bool], poll_s: float = POLL_S) -> None:

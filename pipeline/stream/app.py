@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import faust
+from faust.tables.manager import TableManager
 from faust.transport.producer import Producer
 from faust.types import TP
 
@@ -32,6 +33,15 @@ class NoProducer(Producer):
     def supports_headers(self) -> bool:
         """Whether records may have headers."""
         return True
+
+
+class NoTables(TableManager):
+    """Faust gives an application a second to declare its tables before it joins the group."""
+
+    async def on_start(self) -> None:
+        """There are none to wait for."""
+        await self._update_channels()
+        await self.recovery.start()
 
 
 class SliceSchema(faust.Schema):
@@ -70,6 +80,7 @@ def build_app(context: StreamContext, scratch: Path, on_failure: Callable[..., N
         context.group_id,
         broker="kafka://unused",
         store="memory://",
+        TableManager=NoTables,
         autodiscover=False,
         web_enabled=False,
         topic_allow_declare=False,

@@ -27,7 +27,7 @@ from aiokafka.protocol.types import (
 
 from pipeline.core.errors import Refused, TallyportError
 
-WATCH_INTERVAL_S = 5.0
+WATCH_INTERVAL_S = 2.0
 _MISSES_MAX = 3
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,5 @@
 """``/v1/budgets``: policies, read and changed."""
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,15 +21,14 @@ from pipeline.core.policies import (
 )
 from pipeline.core.scopes import PERIODS, UNITS, RecordKey, format_scope, parse_scope, record_key
 from pipeline.stream.policy_log import PolicyEdit, PolicyTopics, PolicyView, edit_policies
+from pipeline.web.change_queue import ChangeQueue
 from pipeline.web.gate import ADMINS, READERS, Caller, Gate
 from pipeline.web.json_bodies import as_object, json_answer, read_json
 from pipeline.web.policy_feed import PolicyFeed
-from pipeline.web.problems import Problem, unavailable
+from pipeline.web.problems import Problem
 from pipeline.web.query import choice, known, whole_number
 
 MAX_BUDGETS = 10_000
-CHANGES_WAITING = 32
-SEEN_TIMEOUT_S = 2.0
 _PATH = "/v1/budgets/{scope:path}/{unit}/{period}"
 
 Change = Callable[[Policy | None], Policy | None]
@@ -44,8 +42,7 @@ class BudgetEndpoints:
         self._client = client
         self._topics = topics
         self._feed = feed
-        self._turn = asyncio.Lock()
-        self._waiting = 0
+        self._changes = ChangeQueue(feed)
 
     def routes(self, gate: Gate) -> list[Route]:
         return [
@@ -66,7 +63,7 @@ class BudgetEndpoints:
             choice(request, "unit", UNITS) or "",
             choice(request, "period", PERIODS) or "",
         )
-        table = self._table()
+        table = self._feed.current()
         keys = sorted(
             key
             for key, policy in table.policies.items()
@@ -83,7 +80,7 @@ class BudgetEndpoints:
 
     async def _get(self, request: Request, caller: Caller) -> Response:
         budget = _budget(request, caller)
-        policy = self._table().policies.get(str(budget))
+        policy = self._feed.current().policies.get(str(budget))
         found = policy or unset_policy(*budget)
         if found is None:
             raise _no_policy(budget)
@@ -128,25 +125,13 @@ class BudgetEndpoints:
             unchanged = policy is not None and policy == current
             return [] if unchanged else [PolicyEdit(key, policy)]
 
-        if self._waiting >= CHANGES_WAITING:
-            raise unavailable("too many changes are under way")
-        self._waiting += 1
-        try:
-            async with self._turn:
-                offset = await edit_policies(self._client, self._topics, caller.name, decide)
-        finally:
-            self._waiting -= 1
-        await self._feed.wait_for(offset, SEEN_TIMEOUT_S)
+        await self._changes.write(
+            lambda: edit_policies(self._client, self._topics, caller.name, decide)
+        )
         policy = after[0]
         if policy is None:
             return Response(status_code=204)
         return _shown(policy, 200 if before[0] is not None else 201)
-
-    def _table(self) -> PolicyTable:
-        table = self._feed.table
-        if table is None:
-            raise unavailable(self._feed.problems()[0])
-        return table
 
 
 def etag(policy: Policy) -> str:

@@ -18,6 +18,7 @@ from pipeline.core.scopes import format_scope, is_wildcard, scope_kind
 from pipeline.ledger.filters import UsageFilters
 from pipeline.ledger.usage import as_of, usage_report
 from pipeline.web.gate import Caller
+from pipeline.web.id_kinds import ID_KINDS
 from pipeline.web.ledger_reads import LedgerReads
 from pipeline.web.name_feed import NameFeed
 from pipeline.web.policy_feed import PolicyFeed
@@ -28,7 +29,6 @@ MAX_IDS = 50_000
 """Of more ids than this only the dearest are listed; each of them can still be asked for."""
 KEPT_S = 3.0
 MAX_KEPT = 16
-DIMENSIONS = {"port": "port", "user": "user", "group": "group", "org": "organization"}
 _MILLION = 1_000_000
 
 
@@ -171,9 +171,8 @@ def share_of(state: State, now_ms: int) -> int:
 def listed_fields(one: Listed, kind: str, currency: str) -> dict[str, Any]:
     """A line as on the wire."""
     usage = one.usage
-    field = {"port": "port_id", "user": "user_id", "group": "group_id", "org": "organization_id"}
     return {
-        field[kind]: usage.id,
+        ID_KINDS[kind].field: usage.id,
         "requests": usage.requests,
         "total_tokens": usage.total_tokens,
         "cost": None if usage.cost_nano is None else format_nano(usage.cost_nano),
@@ -187,7 +186,7 @@ def listed_fields(one: Listed, kind: str, currency: str) -> dict[str, Any]:
 
 def _read(client: Client, kind: str, filters: UsageFilters, currency: str) -> Known:
     taken = as_of(client)
-    name = DIMENSIONS[kind]
+    name = ID_KINDS[kind].dimension
     rows = usage_report(client, filters, [name], MAX_IDS + 1)
     found: dict[str, IdUsage] = {}
     for row in rows[:MAX_IDS]:

@@ -29,11 +29,12 @@ from pipeline.ledger.filters import UsageFilters
 from pipeline.ledger.usage import as_of, usage_report
 from pipeline.web.gate import READERS, Caller, Gate
 from pipeline.web.id_directory import IdDirectory, listed_fields
+from pipeline.web.id_kinds import ID_KINDS
 from pipeline.web.json_bodies import json_answer
 from pipeline.web.ledger_reads import LedgerReads
 from pipeline.web.name_feed import NameFeed
 from pipeline.web.policy_feed import PolicyFeed
-from pipeline.web.problems import Problem, unavailable
+from pipeline.web.problems import Problem
 from pipeline.web.query import choice, known, whole_number
 from pipeline.web.state_feed import StateFeed
 from pipeline.web.usage_rows import Row, midnight, of_currency, plain, ports_of, rfc3339
@@ -43,10 +44,6 @@ DEFAULT_LISTED = 50
 MAX_FEATURES = 10_000
 ORDERS = ("cost", "cap", "id")
 NO_POLICY = "no-policy"
-_PATHS = {"port": "ports", "user": "users", "group": "groups", "org": "organizations"}
-_FIELDS = {
-    "port": "port_id", "user": "user_id", "group": "group_id", "org": "organization_id",
-}  # fmt: skip
 _EPOCH_DAY = date(1970, 1, 1)
 
 
@@ -90,11 +87,11 @@ class IdUsageEndpoints:
 
     def routes(self, gate: Gate) -> list[Route]:
         lists = [
-            gate.route(f"/v1/usage/{path}", self._list_of(kind), READERS)
-            for kind, path in _PATHS.items()
+            gate.route(f"/v1/usage/{named.path}", self._list_of(kind), READERS)
+            for kind, named in ID_KINDS.items()
         ]
         cards = [
-            gate.route(f"/v1/usage/{_PATHS[kind]}/{{id:path}}", self._one_of(kind), READERS)
+            gate.route(f"/v1/usage/{ID_KINDS[kind].path}/{{id:path}}", self._one_of(kind), READERS)
             for kind in ("port", "group", "org")
         ]
         return [*lists, *cards, gate.route("/v1/usage/all", self._all, READERS)]
@@ -129,7 +126,7 @@ class IdUsageEndpoints:
                 "as_of": rfc3339(ids.as_of),
                 "total": len(found),
                 "complete": not ids.is_cut,
-                _PATHS[kind]: [listed_fields(one, kind, self._currency) for one in page],
+                ID_KINDS[kind].path: [listed_fields(one, kind, self._currency) for one in page],
                 "names": self._names.shown(scopes, caller),
                 "next": str(offset + limit) if len(found) > offset + limit else None,
             }
@@ -146,7 +143,7 @@ class IdUsageEndpoints:
         filters = _filters(scope, kind, caller)
         found = await self._read(budget, filters, span, now_ms)
         state, state_as_of_ms = self._state(budget, found.actual, now_ms)
-        own = {} if scope == ALL else {_FIELDS[kind]: format_scope(scope).partition(":")[2]}
+        own = {} if scope == ALL else {ID_KINDS[kind].field: format_scope(scope).partition(":")[2]}
         names = self._names.shown([format_scope(scope)], caller)
         return json_answer(
             {
@@ -182,9 +179,7 @@ class IdUsageEndpoints:
 
     def _budget(self, scope: str, unit: str | None, period: str | None) -> _Budget:
         """The budget asked for; where that is left open, the first one that is set."""
-        table = self._policies.table
-        if table is None:
-            raise unavailable(self._policies.problems()[0])
+        table = self._policies.current()
         units = UNITS if unit is None else (unit,)
         periods = ("month", *PERIODS) if period is None else (period,)
         for source, one in (("own", scope), ("wildcard", wildcard_of(scope))):
@@ -216,7 +211,7 @@ def _filters(scope: str, kind: str, caller: Caller) -> UsageFilters:
     if scope == ALL:
         return UsageFilters(ports=ports_of(caller))
     plain_id = format_scope(scope).partition(":")[2]
-    own: dict[str, Any] = {_FIELDS[kind]: plain_id}
+    own: dict[str, Any] = {ID_KINDS[kind].field: plain_id}
     return UsageFilters(**own, ports=ports_of(caller))
 
 

@@ -1,6 +1,5 @@
 """``/v1/names``: display names and mail addresses of ids, read and changed."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,18 +7,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pipeline.core.names import Name, NameTable, name_fields, name_from_object, nameable
+from pipeline.core.names import Name, name_fields, name_from_object, nameable
 from pipeline.core.scopes import KINDS, format_scope
 from pipeline.stream.name_log import NameTopics, edit_name
+from pipeline.web.change_queue import ChangeQueue
 from pipeline.web.gate import ADMINS, READERS, Caller, Gate
 from pipeline.web.json_bodies import as_object, json_answer, read_json
 from pipeline.web.name_feed import NameFeed
-from pipeline.web.problems import Problem, unavailable
+from pipeline.web.problems import Problem
 from pipeline.web.query import choice, known, whole_number
 
 MAX_NAMES = 10_000
-CHANGES_WAITING = 32
-SEEN_TIMEOUT_S = 2.0
 _PATH = "/v1/names/{scope:path}"
 
 
@@ -30,8 +28,7 @@ class NameEndpoints:
         self._client = client
         self._topics = topics
         self._feed = feed
-        self._turn = asyncio.Lock()
-        self._waiting = 0
+        self._changes = ChangeQueue(feed)
 
     def routes(self, gate: Gate) -> list[Route]:
         return [
@@ -46,7 +43,7 @@ class NameEndpoints:
         limit = whole_number(request, "limit", 1, MAX_NAMES, MAX_NAMES)
         start = request.query_params.get("after", "")
         kind = choice(request, "kind", KINDS)
-        names = self._table().names
+        names = self._feed.current().names
         asked = request.query_params.getlist("scope")
         scopes = sorted(
             scope
@@ -66,7 +63,7 @@ class NameEndpoints:
 
     async def _get(self, request: Request, caller: Caller) -> Response:
         scope = _scope(request, caller)
-        name = self._table().names.get(format_scope(scope))
+        name = self._feed.current().names.get(format_scope(scope))
         if name is None:
             raise _no_name(scope)
         return json_answer(name_fields(name))
@@ -91,22 +88,10 @@ class NameEndpoints:
             before[:] = [current]
             return name
 
-        if self._waiting >= CHANGES_WAITING:
-            raise unavailable("too many changes are under way")
-        self._waiting += 1
-        try:
-            async with self._turn:
-                offset = await edit_name(self._client, self._topics, caller.name, scope, decide)
-        finally:
-            self._waiting -= 1
-        await self._feed.wait_for(offset, SEEN_TIMEOUT_S)
+        await self._changes.write(
+            lambda: edit_name(self._client, self._topics, caller.name, scope, decide)
+        )
         return before[0]
-
-    def _table(self) -> NameTable:
-        table = self._feed.table
-        if table is None:
-            raise unavailable(self._feed.problems()[0])
-        return table
 
 
 def _scope(request: Request, caller: Caller) -> str:

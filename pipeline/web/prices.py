@@ -20,15 +20,14 @@ from pipeline.core.money import format_scaled
 from pipeline.core.prices import PriceVersion
 from pipeline.core.rates import parse_rate, rate_record
 from pipeline.stream.rate_publishing import RateTopics, completed, publish_rates
+from pipeline.web.change_queue import ChangeQueue
 from pipeline.web.gate import ADMINS, ASKERS, Caller, Gate
 from pipeline.web.json_bodies import as_object, json_answer, read_json
-from pipeline.web.problems import Problem, unavailable
+from pipeline.web.problems import Problem
 from pipeline.web.query import known, moment
 from pipeline.web.rate_feed import RateFeed
 
 MAX_RATES = 1_000
-CHANGES_WAITING = 32
-SEEN_TIMEOUT_S = 2.0
 _TOKEN_DECIMALS = 18
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -50,8 +49,7 @@ class PriceEndpoints:
         self._feed = feed
         self._lead_s = lead_s
         self._currency = currency
-        self._turn = asyncio.Lock()
-        self._waiting = 0
+        self._changes = ChangeQueue(feed)
 
     def routes(self, gate: Gate) -> list[Route]:
         return [
@@ -63,7 +61,7 @@ class PriceEndpoints:
 
     async def _list(self, request: Request, _: Caller) -> Response:
         known(request, ("provider", "model", "service_tier", "at"))
-        version = self._version()
+        version = self._feed.current()
         body: dict[str, Any] = {
             "as_of": _now_text(),
             "currency": version.currency,
@@ -89,11 +87,11 @@ class PriceEndpoints:
 
     async def _explain(self, request: Request, _: Caller) -> Response:
         known(request, ("provider", "model", "service_tier", "at"))
-        version = self._version()
+        version = self._feed.current()
         return json_answer({"as_of": _now_text(), **_explanation(request, version)})
 
     async def _book(self, request: Request, _: Caller) -> Response:
-        book = self._version().book
+        book = self._feed.current().book
         tag = f'"{book.digest}"'
         if tag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers={"ETag": tag})
@@ -113,30 +111,21 @@ class PriceEndpoints:
             raise InvalidField("rates", f"must be a list of 1 to {MAX_RATES} rates")
         now = datetime.now(UTC)
         rates = [parse_rate(completed(as_object(record), now, self._lead_s)) for record in records]
-        if self._waiting >= CHANGES_WAITING:
-            raise unavailable("too many changes are under way")
-        self._waiting += 1
-        try:
-            async with self._turn:
-                offsets = await publish_rates(
-                    self._client,
-                    self._topics,
-                    caller.name,
-                    rates,
-                    lead_s=self._lead_s,
-                    currency=self._currency,
-                )
-        finally:
-            self._waiting -= 1
-        if offsets:
-            await self._feed.wait_for(offsets[-1] + 1, SEEN_TIMEOUT_S)
-        return json_answer({"written": len(offsets), "rates": [rate_record(one) for one in rates]})
+        offsets: list[int] = []
 
-    def _version(self) -> PriceVersion:
-        version = self._feed.version
-        if version is None:
-            raise unavailable(self._feed.problems()[0])
-        return version
+        async def publish() -> int:
+            offsets[:] = await publish_rates(
+                self._client,
+                self._topics,
+                caller.name,
+                rates,
+                lead_s=self._lead_s,
+                currency=self._currency,
+            )
+            return offsets[-1] if offsets else -1
+
+        await self._changes.write(publish)
+        return json_answer({"written": len(offsets), "rates": [rate_record(one) for one in rates]})
 
 
 def _explanation(request: Request, version: PriceVersion) -> dict[str, Any]:

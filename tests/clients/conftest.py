@@ -42,7 +42,7 @@ class BiLedger:
         return Decimal(COST_NANO * PER_PORT).scaleb(-9)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def bi_ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BiLedger]:
     server = LedgerProcess(tmp_path_factory.mktemp("bi-ledger"))
     try:

@@ -10,6 +10,7 @@ from pipeline.audit.run import run_audit
 from pipeline.ledger.client import connect
 from pipeline.ledger.columns import LEDGER_COLUMNS
 from tests.corrections.desk import Desk
+from tests.group_members import forget_dead_members
 from tests.processes import PartProcess
 from tests.stream.worker_deployment import RATE, event
 
@@ -37,8 +38,11 @@ def bodies(port_id: str) -> list[dict[str, Any]]:
 
 
 async def relaunch(desk: Desk, part: PartProcess, fault: str = "") -> PartProcess:
-    """Another process in the place of one that has ended."""
+    """Another process in the place of one that has ended, the only one of its group."""
     desk.parts.remove(part)
+    topics = desk.topics
+    group = topics.sink_group if part.name == "sink" else topics.worker_group
+    await forget_dead_members(desk.client, group)
     new = desk.launch(part.name, fault)
     await new.ready_or_ended()
     return new

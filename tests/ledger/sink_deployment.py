@@ -15,6 +15,7 @@ from pipeline.core.blocks import PricedBlock, encode_block
 from pipeline.ledger.client import LedgerAddress
 from pipeline.stream.topic_identity import topic_id
 from pipeline.stream.topics import Topics, create_or_check_topics
+from tests.group_members import forget_dead_members
 from tests.ledger.priced_blocks import dicts
 from tests.processes import WAIT_S, PartProcess
 
@@ -64,6 +65,10 @@ class Deployment:
         self.sinks.append(sink)
         return sink
 
+    async def forget_dead_members(self) -> None:
+        """No sink lives: none is waited for."""
+        await forget_dead_members({"bootstrap_servers": self.kafka}, self.topics.sink_group)
+
     def end_all(self) -> None:
         for sink in self.sinks:
             sink.kill()
@@ -99,7 +104,7 @@ class Deployment:
             while self.held() != wanted:
                 for sink in self.sinks[-1:]:
                     assert sink.exit_status() is None, f"the sink has ended: {sink.printed}"
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.05)
 
     def held(self) -> dict[int, int]:
         sql = "SELECT partition, max(next_offset) FROM sink_manifests GROUP BY partition"

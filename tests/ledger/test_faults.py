@@ -139,6 +139,7 @@ async def test_an_insert_that_hangs_is_noticed(deployment: Deployment) -> None:
     await deployment.publish(blocks)
     await noticed(port, "it writes")
     await sink.killed()
+    await deployment.forget_dead_members()
     deployment.start_sink()
     await deployment.wait_until_held(blocks)
     deployment.assert_exact(blocks)

@@ -81,6 +81,7 @@ async def test_a_kill_between_any_two_steps_loses_and_doubles_nothing(
     for one in rest:
         await deployment.publish([one])
     assert await ending == SIGKILLED
+    await deployment.forget_dead_members()
     sink = deployment.start_sink()
     await deployment.wait_until_held(blocks)
     assert await sink.stopped() == 0
@@ -96,6 +97,7 @@ async def test_rows_above_the_last_manifest_are_not_inserted_again(deployment: D
     assert await first.stopped() == 0
     await deployment.publish(blocks[2:])
     assert await deployment.start_sink("sink-before-manifest:1").ended() == SIGKILLED
+    await deployment.forget_dead_members()
     deployment.start_sink()
     await deployment.wait_until_held(blocks)
     deployment.assert_exact(blocks)

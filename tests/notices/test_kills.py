@@ -14,6 +14,7 @@ import pytest
 from pipeline.notices.log import read_book
 from pipeline.ops.tether import tethered
 from pipeline.stream.topics import Topics, create_or_check_topics
+from tests.group_members import forget_dead_members
 from tests.ledger_fixture import ROOT
 from tests.notices.mail_box import MailBox, mail_box
 from tests.notices.receiver import Receiver, receiver
@@ -64,6 +65,7 @@ async def killed_and_started_again(kafka: str, kill: Kill) -> tuple[MailBox, Rec
         }
         first = spawn(environ, kill.point)
         assert await asyncio.to_thread(first.wait, WAIT_S) == -signal.SIGKILL, kill
+        await forget_dead_members(client, topics.notices_group)
         second = spawn(environ, "")
         try:
             async with asyncio.timeout(WAIT_S):
@@ -71,7 +73,7 @@ async def killed_and_started_again(kafka: str, kill: Kill) -> tuple[MailBox, Rec
                     book = await read_book(client, topics.notices)
                     if book.notices and not book.pending_count:
                         break
-                    await asyncio.sleep(0.2)
+                    await asyncio.sleep(0.05)
         finally:
             second.kill()
             await asyncio.to_thread(second.wait, WAIT_S)

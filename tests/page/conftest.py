@@ -22,13 +22,16 @@ TIMEOUT_MS = 20_000
 OpenPage = Callable[..., Page]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def site(
     kafka: str,
     ledger_server: ledger_fixture.LedgerAddress,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Site]:
-    """Worker, sink and API with keys, budgets, names and some days of usage."""
+    """Worker, sink and API with keys, budgets, names and some days of usage.
+
+    Idle they take a fifth of a core, so they end with the last test of this folder.
+    """
     for address in migrated_database(ledger_server):
         login = f"{address.user}:{address.password}"
         url = f"http://{login}@{address.host}:{address.port}/{address.database}"
