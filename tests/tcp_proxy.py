@@ -11,7 +11,8 @@ CHUNK_BYTES = 64 * 1024
 class TcpProxy:
     """Listens on ``port`` and passes everything on to ``target_port``, both on loopback.
 
-    After ``stall`` nothing passes, in either direction, and connections stay open. While
+    After ``stall`` nothing passes, in either direction, and connections stay open; ``held_bytes``
+    is what has come since. While
     ``swallowing`` requests pass and their answers are lost. While ``refusal`` is set it is the
     answer to everything that is sent. ``cut`` ends every connection.
     """
@@ -21,6 +22,7 @@ class TcpProxy:
         self.swallowing = False
         self.refusal = b""
         self.swallowed_bytes = 0
+        self.held_bytes = 0
         self._target_port = target_port
         self._running = asyncio.Event()
         self._running.set()
@@ -79,6 +81,8 @@ class TcpProxy:
     ) -> None:
         """``answers`` is where the answers go, when these are requests."""
         while data := await source.read(CHUNK_BYTES):
+            if not self._running.is_set():
+                self.held_bytes += len(data)
             await self._running.wait()
             if answers is not None and self.refusal:
                 answers.write(self.refusal)

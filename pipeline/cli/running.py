@@ -2,7 +2,11 @@
 
 import asyncio
 import gc
+import logging
+import os
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +21,11 @@ if TYPE_CHECKING:
     from pipeline.settings import Settings
 
 _GC_YOUNG_OBJECTS = 100_000
+_STOP_S = 20.0
+"""Somewhat more than the sink gives its last round."""
 _PEM = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -71,8 +79,13 @@ async def _run_sink(configured: "Settings") -> int:
     gc.freeze()
     gc.set_threshold(_GC_YOUNG_OBJECTS, 50, 100)
     stop = asyncio.Event()
+
+    def leave() -> None:
+        stop.set()
+        threading.Thread(target=_leave_for_good, daemon=True).start()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, leave)
     status = SinkStatus()
     health = None
     if configured.health_port is not None:
@@ -93,6 +106,16 @@ async def _run_sink(configured: "Settings") -> int:
         if health is not None:
             health.close()
     return 0
+
+
+def _leave_for_good() -> None:
+    """A call to a ledger that does not answer would keep the process for another minute.
+
+    What is cut off is as after a kill: the next start reads its positions from the ledger.
+    """
+    time.sleep(_STOP_S)
+    log.warning("leaving with a call to the ledger under way")
+    os._exit(0)
 
 
 @click.command()

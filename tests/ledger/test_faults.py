@@ -22,6 +22,8 @@ from tests.processes import PartProcess
 from tests.tcp_proxy import TcpProxy
 
 NOTICED_WITHIN_S = 12.0
+ENDED_WITHIN_S = 40.0
+"""A read that waits for its answer would take a minute."""
 CLOCK = Path(__file__).parent.parent / "clock_shift"
 DAY_S = 86_400
 
@@ -128,6 +130,26 @@ async def test_a_ledger_that_stands_still_is_noticed(
         while (await health(port, "/health/ready"))[0] != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     assert await sink.stopped() == 0
+    deployment.assert_exact(blocks)
+
+
+async def test_a_sink_ends_though_the_ledger_stands_still(
+    deployment: Deployment, proxy: TcpProxy
+) -> None:
+    blocks = chain(27, 8, 0, deployment.topics.events)
+    sink = deployment.start_sink(**through(deployment, proxy))
+    await deployment.publish(blocks[:4])
+    await deployment.wait_until_held(blocks[:4])
+    proxy.stall()
+    await deployment.publish(blocks[4:])
+    await sink.wait_for(lambda: proxy.held_bytes > 0)
+    async with asyncio.timeout(ENDED_WITHIN_S):
+        assert await sink.stopped() == 0
+    proxy.cut()
+    proxy.resume()
+    await deployment.forget_dead_members()
+    deployment.start_sink()
+    await deployment.wait_until_held(blocks)
     deployment.assert_exact(blocks)
 
 
