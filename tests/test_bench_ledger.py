@@ -9,8 +9,9 @@ TIMEOUT_S = 240
 # As ``tallyport bench ledger`` runs it, but for less: two rounds of the sink, and of each query.
 SMALL = """
 from pipeline.__main__ import main
-from pipeline.bench import ledger
+from pipeline.bench import ledger, ledger_answers
 
+ledger_answers.REPEATS = 2
 for name, value in {"REPEATS": 2, "FRESH_S": 2, "SINK_EVENTS_LEAST": 120_000}.items():
     assert value < getattr(ledger, name)
     setattr(ledger, name, value)
@@ -35,6 +36,9 @@ def test_it_measures_everything_it_names() -> None:
     queries = {row["query"].partition(",")[0] for row in found["queries"]}
     assert {"daily_series", "totals", "user_events", "focus", "budgets against actual"} <= queries
     assert all(row["median"] > 0 and row["p95"] >= row["median"] for row in found["queries"])
+    paths = {row["path"] for row in found["answers"]}
+    assert {"/v1/usage/summary", "/v1/usage/ports", "/v1/usage/users/user-7-3"} <= paths
+    assert all(row["median"] > 0 and row["p95"] >= row["median"] for row in found["answers"])
     for name in ("bytes_per_event", "rollup_bytes_per_event", "direct_per_s", "sink_per_s"):
         assert found[name] > 0, name
     assert found["visible_ms"]["max"] >= found["visible_ms"]["median"] > 0

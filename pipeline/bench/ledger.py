@@ -13,6 +13,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from clickhouse_connect.driver.client import Client
 
+from pipeline.bench.ledger_answers import answers
 from pipeline.bench.ledger_blocks import BLOCK_ROWS, priced_blocks
 from pipeline.bench.ledger_queries import asked_queries
 from pipeline.core.blocks import PricedBlock, encode_block
@@ -89,7 +90,10 @@ Say = Callable[[str], None]
 
 @dataclass
 class LedgerFigures:
-    """Milliseconds by query, and what the rest came to; ``days`` of data are closed but one."""
+    """Milliseconds by query and by answer of the API, and what the rest came to.
+
+    ``days`` of data are closed but one.
+    """
 
     events: int
     days: int
@@ -100,6 +104,7 @@ class LedgerFigures:
     sink_per_s: float = 0.0
     visible_ms: list[float] = field(default_factory=list[float])
     queries: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    answers: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
 
     def to_json(self) -> dict[str, Any]:
         """Figures as plain numbers; a query has its median and 95th percentile."""
@@ -114,6 +119,7 @@ class LedgerFigures:
             "sink_to_direct": round(self.sink_per_s / self.direct_per_s, 2),
             "visible_ms": _spread(self.visible_ms) | {"max": round(max(self.visible_ms), 1)},
             "queries": [{"query": n, **_spread(found)} for n, found in self.queries.items()],
+            "answers": [{"path": n, **_spread(found)} for n, found in self.answers.items()],
         }
 
 
@@ -131,6 +137,8 @@ async def run(settings: Settings, events: int, say: Say) -> LedgerFigures:
             await asyncio.to_thread(_ask, client, figures, say)
         finally:
             client.close()
+        say("the API over the same")
+        figures.answers = await answers(deployment, figures.days)
         blocks = priced_blocks(max(SINK_EVENTS_LEAST, min(events, SINK_EVENTS)))
         say(f"inserting {sum(len(b.rows) for b in blocks):,} events directly, in Arrow batches")
         figures.direct_per_s = await asyncio.to_thread(_insert_directly, settings, blocks)

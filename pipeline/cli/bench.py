@@ -270,6 +270,7 @@ def _show(found: dict[str, Any], json_wanted: bool) -> None:
         print_table([found["rebuild"]], tuple(found["rebuild"]))
     if "ledger" in found:
         print_table(found["ledger"].pop("queries"), ("query", "median", "p95"))
+        print_table(found["ledger"].pop("answers"), ("path", "median", "p95"))
         for name, figure in found["ledger"].items():
             click.echo(f"{name}: {figure}")
     if "latency" in found:
