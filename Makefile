@@ -72,7 +72,7 @@ peers: .venv-peers/.made ## make .venv-peers with Quix Streams and Bytewax, for 
 lock: ## resolve the dependencies anew into both lock files (needs uv)
 	uv pip compile pyproject.toml --extra all --group dev --universal --python-version 3.11 --upgrade \
 	  --generate-hashes --no-header --no-emit-index-url --no-annotate --quiet -o requirements.lock
-	uv pip compile pyproject.toml --extra peers --python-platform x86_64-manylinux_2_31 --python-version 3.11 --upgrade \
+	uv pip compile pyproject.toml --group peers --python-platform x86_64-manylinux_2_31 --python-version 3.11 --upgrade \
 	  --generate-hashes --no-header --no-emit-index-url --no-annotate --quiet -o requirements-peers.lock
 
 clean: ## remove .venv and caches

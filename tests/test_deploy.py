@@ -94,7 +94,7 @@ def test_the_lock_file_covers_the_declared_dependencies() -> None:
     names = {re.split(r"[\[<>=~! ]", name)[0].lower() for name in declared} - {"tallyport"}
     assert names <= {name.lower() for name in locked}
     peers = (ROOT / "requirements-peers.lock").read_text("utf-8").splitlines()
-    for pinned in project["project"]["optional-dependencies"]["peers"]:
+    for pinned in project["dependency-groups"]["peers"]:
         assert f"{pinned} \\" in peers
 
 
