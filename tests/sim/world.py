@@ -190,7 +190,8 @@ class World:
                 waiting = False
                 self._wait(positions, wait_s, request)
                 return Network.LATER
-            return answer or self._read(positions, limit, committed, idle=True)
+            # An answer speaks of every partition that was asked for, also where it brings nothing.
+            return self._read(positions, min(limit, cut), committed, idle=True)
 
         request = client.prepare("fetch", execute)
         return client.send(request)
