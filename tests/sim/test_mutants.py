@@ -18,7 +18,7 @@ BEGIN = {
     "former_owners_are_not_fenced": 54,
     "one_of_two_ids_is_fenced": 24,
     "takes_what_came_before": 69,
-    "stale_partials_are_applied": 122,
+    "stale_partials_are_applied": 3034,
     "a_mark_claims_what_was_only_fetched": 58,
     "a_failed_commit_goes_on": 111,
     "the_manifest_comes_first": 30,
