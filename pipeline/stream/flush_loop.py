@@ -44,6 +44,8 @@ from pipeline.stream.transport import FetchState
 from pipeline.stream.turns import TurnProducer
 
 MAX_FLUSH_RECORDS = 25_000
+HELD_BACK_RECORDS = 750
+"""Of a flush while states wait to be published: each record may make several of them due."""
 EARLY_RECORDS = 2_000
 FLUSH_INTERVAL_S = 0.004
 MARK_INTERVAL_S = 0.25
@@ -152,7 +154,10 @@ class FlushLoop:
         self.doing = "it waits until the end of the rates is confirmed"
         await rates.wait_confirmed(self._context.settings.price_lead_s)
         self.doing = "it takes records"
-        limit = max(1, MAX_FLUSH_RECORDS // len(self._prices))
+        now_s = time.monotonic()
+        is_behind = any(merge.is_behind(now_s) for merge in self._merges.values())
+        most = HELD_BACK_RECORDS if is_behind else MAX_FLUSH_RECORDS
+        limit = max(1, most // len(self._prices))
         for stage in self._prices.values():
             flush = await stage.gather(rates.version, limit)
             if flush is not None:

@@ -35,9 +35,10 @@ BUSY_RECORDS = 200
 BUSY_INTERVAL_S = 0.1
 # Without a moment when everything was published no heartbeat may move on: then input waits, and
 # more is published at a time, as the sources of this worker go on making states due. It has to be
-# more than a flush can make due here, or a long backlog of many scopes never has such a moment.
+# more than a flush that is held back can make due here, or a long backlog of many scopes never has
+# such a moment.
 CATCH_UP_S = 1.0
-CATCH_UP_RECORDS = 25_000
+CATCH_UP_RECORDS = 5_000
 TAKE_RECORDS = 1_000
 VERSION_BITS = 36
 VERSION_HEADER = "version"
@@ -92,7 +93,7 @@ class MergeStage:
 
     def gather(self, outbox: Outbox, now_s: float) -> None:
         """Applies what arrived, and puts the states and heartbeats that are due into ``outbox``."""
-        if not (self._left_due and self._must_catch_up(now_s)):
+        if not self.is_behind(now_s):
             for record in self.inbox.take(TAKE_RECORDS):
                 self._apply_record(record)
         has_published = self._publish(outbox, now_s)
@@ -100,6 +101,10 @@ class MergeStage:
         if self._is_marked and now_s - self._heartbeat_at_s >= interval_s:
             self._heartbeat_at_s = now_s
             self._add(outbox, self._heartbeat())
+
+    def is_behind(self, now_s: float) -> bool:
+        """Whether states have been due for too long, and more of them than go out at a time."""
+        return self._left_due > 0 and self._must_catch_up(now_s)
 
     @property
     def _is_marked(self) -> bool:
