@@ -90,17 +90,24 @@ class Accepted(NamedTuple):
 # -- events ---------------------------------------------------
 
 
-def read_event(value: bytes | None) -> dict[str, Any] | str:
-    """The event's fields, or the reason why the record is none."""
-    if value is not None and len(value) > 65_536:
-        return "too-large"
+def read_object(value: bytes | None) -> dict[str, Any] | str:
+    """The members of a JSON object that are not null, or the reason why the record is none."""
     try:
         body = json.loads((value or b"").decode())
     except ValueError:
         return "malformed-json"
     if not isinstance(body, dict):
         return "not-an-object"
-    body = {name: content for name, content in body.items() if content is not None}
+    return {name: content for name, content in body.items() if content is not None}
+
+
+def read_event(value: bytes | None) -> dict[str, Any] | str:
+    """The event's fields, or the reason why the record is none."""
+    if value is not None and len(value) > 65_536:
+        return "too-large"
+    body = read_object(value)
+    if isinstance(body, str):
+        return body
     if any(name not in body for name in REQUIRED):
         return "missing-field"
     for name in (*REQUIRED, *TEXTS, "billing_scope"):

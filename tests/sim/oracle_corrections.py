@@ -7,7 +7,6 @@ what was sent before must have been seen. The run's ``Trace`` says what was chos
 All corrections of a port stand on one partition here, so their order is that of their offsets.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -109,13 +108,9 @@ class Corrected:
 
 def read_correction(value: bytes | None) -> dict[str, Any] | str:
     """The correction's fields, or the reason why the record is none."""
-    try:
-        body = json.loads((value or b"").decode())
-    except ValueError:
-        return "malformed-json"
-    if not isinstance(body, dict):
-        return "not-an-object"
-    body = {name: content for name, content in body.items() if content is not None}
+    body = oracle.read_object(value)
+    if isinstance(body, str):
+        return body
     texts = ["correction_id", "port_id", "event_id", "kind", "reason"]
     more = {"amend": "counts", "reprice": "rate_id"}.get(body.get("kind"))  # type: ignore[arg-type]
     if any(name not in body for name in [*texts, *([more] if more else [])]):
