@@ -8,7 +8,12 @@ _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def cpu_s(pid: int) -> float:
-    """Processor seconds of a process so far, its threads included; 0 where that cannot be read."""
+    """Processor seconds of a process so far, its threads included; 0 where that cannot be read.
+
+    Those of other processes come in ticks of the system, mostly of 10 ms.
+    """
+    if pid == os.getpid():
+        return time.process_time()
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -37,10 +42,13 @@ class Stopwatch:
         self._started_s = time.perf_counter()
 
     def read(self) -> dict[str, float]:
-        """``seconds``, ``cpu_s``, ``broker_cpu_s`` since it was made, and ``peak_mb``."""
+        """``seconds``, ``cpu_s``, ``broker_cpu_s`` since it was made, and ``peak_mb``.
+
+        Work took some processor time, so less of it than one tick is told as one.
+        """
         return {
             "seconds": time.perf_counter() - self._started_s,
-            "cpu_s": cpu_s(self._pid) - self._cpu_s,
+            "cpu_s": max(_TICK_S, cpu_s(self._pid) - self._cpu_s),
             "broker_cpu_s": cpu_s(self._broker_pid) - self._broker_cpu_s,
             "peak_mb": peak_mb(self._pid),
         }
