@@ -229,6 +229,19 @@ class Settings(BaseModel):
         """A copy with some settings changed, checked like the original."""
         return type(self).model_validate({**self.model_dump(), **changes})
 
+    def on_its_own(self, data_dir: Path) -> Self:
+        """Those of an embedded deployment beside any other: free ports, no prefix, its own data."""
+        return self.replaced(
+            data_dir=data_dir,
+            kafka_bootstrap=None,
+            clickhouse_url=None,
+            kafka_port=0,
+            ledger_port=0,
+            api_port=0,
+            health_port=None,
+            topic_prefix="",
+        )
+
 
 def variable(name: str) -> str:
     """The environment variable of a setting's attribute name."""

@@ -10,14 +10,14 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from pipeline.bench.backlog import Load
 from pipeline.bench.chart import Bar, Panel, svg
 from pipeline.bench.job import DayTotals, Folding, Job, digest
+from pipeline.bench.process_cost import Stopwatch
 from pipeline.bench.stages import REST, shares, stage_of
 from pipeline.bench.task import Task, measured, read_answer
+from pipeline.bench.traffic import Load
 from pipeline.bench.trouble import run as run_trouble
 from pipeline.bench.troubled import CLEAN, TROUBLES, Trouble
-from pipeline.cli.bench_stream import own_settings
 from pipeline.core.event_codec import decode_event
 from pipeline.core.events import Event
 from pipeline.core.totals import DAY_US
@@ -60,9 +60,19 @@ def test_all_contenders_end_with_the_totals_of_the_floor(tmp_path: Path) -> None
     assert "plain Faust" in drawn
 
 
+def test_work_that_is_shorter_than_the_system_counts_is_not_told_as_free() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        cost = Stopwatch(child.pid, child.pid).read()
+    finally:
+        child.kill()
+        child.wait()
+    assert cost["cpu_s"] > 0
+
+
 async def test_troubled_traffic_ends_as_it_must(tmp_path: Path) -> None:
     kinds = [one for one in TROUBLES if one.name == "poison in every slice"]
-    own = own_settings(load_settings({}), tmp_path)
+    own = load_settings({}).on_its_own(tmp_path)
     found = (await run_trouble(own, Load(6_000), 1, print, kinds)).to_json()
     rows = cast(list[dict[str, Any]], found["kinds"])
     assert [row["trouble"] for row in rows] == [one.name for one in (CLEAN, *kinds)]

@@ -1,7 +1,6 @@
 """Topics with a backlog for the benchmarks of the stream, on a deployment of their own."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
@@ -17,15 +16,6 @@ POLICIES = (
     {"scope": "port:*", "unit": "tokens", "period": "month", "hard_cap": 10**12},
     {"scope": "user:*", "unit": "cost", "period": "day", "hard_cap": "1000"},
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """How many events, of how many ports and users."""
-
-    events: int
-    ports: int = 200
-    users: int = 5_000
 
 
 async def fill(settings: Settings, records: Iterable[tuple[bytes, bytes | None]]) -> None:

@@ -2,20 +2,18 @@
 
 import asyncio
 import tempfile
-import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.bench.backlog import Load, fill
+from pipeline.bench.backlog import fill
 from pipeline.bench.contenders import ContenderFailed, check_peers
 from pipeline.bench.stages import shares
 from pipeline.bench.stream import Say
 from pipeline.bench.task import Measured
+from pipeline.bench.traffic import Load
 from pipeline.bench.worker_run import run_worker
 from pipeline.ops.deployment import Deployment
 from pipeline.settings import Settings
-from producers.steady import steady
 
 SAMPLES_PER_S = 100
 
@@ -54,14 +52,7 @@ async def run(settings: Settings, load: Load, peers_python: Path, say: Say) -> P
         async with Deployment(settings, parts=()) as deployment:
             own = deployment.settings.replaced(topic_prefix="profile.")
             say(f"filling {load.events:,} events")
-            made = steady(
-                load.events,
-                time.time_ns() % 2**32,
-                ports=load.ports,
-                users=load.users,
-                end=datetime.now(UTC),
-            )
-            await fill(own, made)
+            await fill(own, load.made())
             say("the worker, with py-spy …")
             sampler = _Sampler(py_spy, samples)
             measured, _ = await run_worker(deployment, own, load.events, sampler.start)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
-from pipeline.bench.backlog import Load, drop, fill, fill_input
+from pipeline.bench.backlog import drop, fill, fill_input
 from pipeline.bench.contenders import (
     FLOOR,
     OWN,
@@ -27,11 +27,11 @@ from pipeline.bench.contenders import (
     run_contender,
 )
 from pipeline.bench.task import Measured, Task
+from pipeline.bench.traffic import Load
 from pipeline.bench.worker_run import run_worker
 from pipeline.ops.deployment import Deployment
 from pipeline.settings import Settings
 from pipeline.stream.topics import Topics
-from producers.steady import steady
 
 PART_EVENTS = 20_000
 """So many events plain Faust reads, where there are more."""
@@ -141,10 +141,8 @@ class _Round:
         seed, load, part = time.time_ns() % 2**32, self._load, self._part
         self._say(f"filling {load.events:,} events of {load.ports:,} ports, {load.users:,} users")
         end = datetime.now(UTC)
-        made = steady(load.events, seed, ports=load.ports, users=load.users, end=end)
-        await fill(self._settings, made)
-        made = steady(load.events, seed, ports=load.ports, users=load.users, end=end)
-        await fill_input(self._part_settings, islice(made, part.events))
+        await fill(self._settings, load.made(seed, end))
+        await fill_input(self._part_settings, islice(load.made(seed, end), part.events))
         found: Round = {}
         order: list[Contender | None] = [*contenders, None]  # None is the worker
         for contender in order[turn % len(order) :] + order[: turn % len(order)]:

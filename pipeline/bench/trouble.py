@@ -5,21 +5,19 @@ counts only when each of them ended as it had to.
 """
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
-from pipeline.bench.backlog import Load, drop, fill
+from pipeline.bench.backlog import drop, fill
 from pipeline.bench.contenders import ContenderFailed
 from pipeline.bench.stream import Say
 from pipeline.bench.task import Measured
+from pipeline.bench.traffic import Load
 from pipeline.bench.troubled import CLEAN, TROUBLES, Fates, Trouble
 from pipeline.bench.worker_run import run_worker
 from pipeline.ops.deployment import Deployment
 from pipeline.settings import Settings
 from pipeline.stream.tables import TableView
-from producers.steady import steady
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +68,7 @@ async def run(
 
 async def _run(deployment: Deployment, prefix: str, load: Load, trouble: Trouble) -> Measured:
     settings = deployment.settings.replaced(topic_prefix=prefix)
-    made = steady(
-        load.events,
-        time.time_ns() % 2**32,
-        ports=load.ports,
-        users=load.users,
-        end=datetime.now(UTC),
-    )
-    await fill(settings, trouble.spoil(made))
+    await fill(settings, trouble.spoil(load.made()))
     found, tables = await run_worker(deployment, settings, load.events)
     _check(trouble, load.events, tables)
     await drop(settings)

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from pipeline.bench.times import bars
-from pipeline.cli.bench_stream import Size, own_settings, run_stream, show_stream, stream
+from pipeline.bench.traffic import Load
+from pipeline.cli.bench_stream import EVENTS, run_stream, show_stream, stream
 from pipeline.cli.context import run_async, settings
 from pipeline.cli.output import as_json, print_json, print_table
 
@@ -29,7 +30,7 @@ def bench(ctx: click.Context, json_wanted: bool) -> None:
     if ctx.invoked_subcommand is not None:
         return
     found = {
-        "stream": run_async(run_stream(Size(), _ROUNDS)),
+        "stream": run_async(run_stream(Load(EVENTS), _ROUNDS)),
         "latency": run_async(_latency(_RATES, _SECONDS, _WARM_UP_S, False)),
     }
     _show(found, json_wanted)
@@ -107,7 +108,7 @@ async def _recovery(cells: int, ids: int, stretch: int) -> dict[str, object]:
     from pipeline.bench.recovery import run
 
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = own_settings(settings(), Path(folder))
+        own = settings().on_its_own(Path(folder))
         found = await run(own, cells, ids, stretch, lambda line: click.echo(line, err=True))
     return found.to_json()
 
@@ -137,7 +138,7 @@ async def _rebuild(entries: int, cells: int) -> dict[str, object]:
     from pipeline.bench.rebuild import run
 
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = own_settings(settings(), Path(folder))
+        own = settings().on_its_own(Path(folder))
         found = await run(own, entries, cells, lambda line: click.echo(line, err=True))
     return found.to_json()
 
@@ -160,7 +161,7 @@ async def _ledger(events: int) -> dict[str, object]:
     from pipeline.bench.ledger import run
 
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = own_settings(settings(), Path(folder))
+        own = settings().on_its_own(Path(folder))
         found = await run(own, events, lambda line: click.echo(line, err=True))
     return found.to_json()
 
@@ -193,7 +194,7 @@ async def _http(events: int, rounds: int, seconds: int) -> dict[str, object]:
     from pipeline.bench.http import run
 
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = own_settings(settings(), Path(folder))
+        own = settings().on_its_own(Path(folder))
         found = await run(own, events, rounds, seconds, lambda line: click.echo(line, err=True))
     return found.to_json()
 
@@ -223,7 +224,7 @@ async def _sdk(rate: int, seconds: int) -> dict[str, object]:
     from pipeline.bench.sdk import run
 
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = own_settings(settings(), Path(folder))
+        own = settings().on_its_own(Path(folder))
         return await run(own, rate, seconds, lambda line: click.echo(line, err=True))
 
 
@@ -236,7 +237,7 @@ async def _latency(
     parts = ("worker",) if worker_only else PARTS
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        async with Deployment(own_settings(settings(), Path(folder)), parts) as deployment:
+        async with Deployment(settings().on_its_own(Path(folder)), parts) as deployment:
             for rate in rates:
                 rows.append(
                     await measure(

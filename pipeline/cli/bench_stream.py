@@ -1,22 +1,20 @@
 """``bench stream``: events per second of the worker and of what it is compared with."""
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.bench.traffic import PORTS, USERS, Load
 from pipeline.cli.context import run_async, settings
 from pipeline.cli.output import as_json, print_json, print_table
 
 if TYPE_CHECKING:
     from pipeline.bench.stream import StreamBench
-    from pipeline.settings import Settings
 
-_EVENTS, _EVENTS_WITH_PEERS = 300_000, 1_000_000
+EVENTS, _EVENTS_WITH_PEERS = 300_000, 1_000_000
 _ROUNDS = 3
-_PORTS, _USERS = 200, 5_000
 _WIDE_PORTS, _WIDE_USERS = 20_000, 500_000
 _COLUMNS = (
     "contender", "events/s", "lowest", "highest", "÷ floor", "tallyport ÷", "cpu s/M",
@@ -24,20 +22,11 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How many events, ports and users a run has."""
-
-    events: int = _EVENTS
-    ports: int = _PORTS
-    users: int = _USERS
-
-
 @click.command()
 @click.option(
     "--events",
     type=click.IntRange(1_000),
-    help=f"Events that each contender reads in a round. [default: {_EVENTS:,}; with --peers "
+    help=f"Events that each contender reads in a round. [default: {EVENTS:,}; with --peers "
     f"{_EVENTS_WITH_PEERS:,}]",
 )
 @click.option(
@@ -46,14 +35,14 @@ class Size:
 @click.option(
     "--ports",
     type=click.IntRange(1),
-    default=_PORTS,
+    default=PORTS,
     show_default=True,
     help="Different ports in the events.",
 )
 @click.option(
     "--users",
     type=click.IntRange(1),
-    default=_USERS,
+    default=USERS,
     show_default=True,
     help="Different users in the events; most of the worker's cells are theirs.",
 )
@@ -95,18 +84,18 @@ def stream(
     """
     if (trouble or profile) and (peers or chart or (trouble and profile)):
         raise click.UsageError("--trouble and --profile look at the worker alone, one at a time")
-    size = Size(
-        events or (_EVENTS_WITH_PEERS if peers or profile else _EVENTS),
+    load = Load(
+        events or (_EVENTS_WITH_PEERS if peers or profile else EVENTS),
         _WIDE_PORTS if wide else ports,
         _WIDE_USERS if wide else users,
     )
     if trouble:
-        found = run_async(_run_trouble(size, rounds))
+        found = run_async(_run_trouble(load, rounds))
     elif profile:
-        found = run_async(_run_profile(size, peers_python))
+        found = run_async(_run_profile(load, peers_python))
     else:
         python = _peers_python(peers_python) if peers else None
-        found = run_async(run_stream(size, rounds, python, chart))
+        found = run_async(run_stream(load, rounds, python, chart))
     if json_wanted:
         print_json({"stream": found})
     else:
@@ -120,15 +109,13 @@ def _peers_python(given: Path | None) -> Path:
 
 
 async def run_stream(
-    size: Size, rounds: int, peers_python: Path | None = None, chart: Path | None = None
+    load: Load, rounds: int, peers_python: Path | None = None, chart: Path | None = None
 ) -> dict[str, Any]:
     """The figures of all contenders; writes them to ``chart`` as a picture where it is given."""
-    from pipeline.bench.backlog import Load
     from pipeline.bench.stream import run
 
-    load = Load(size.events, size.ports, size.users)
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = own_settings(settings(), Path(folder))
+        own = settings().on_its_own(Path(folder))
         found = await run(own, load, rounds, peers_python, _say)
     if chart is not None:
         _draw(found, chart)
@@ -141,42 +128,25 @@ def _draw(found: "StreamBench", path: Path) -> None:
     path.write_text(chart(found), "utf-8")
 
 
-async def _run_trouble(size: Size, rounds: int) -> dict[str, Any]:
-    from pipeline.bench.backlog import Load
+async def _run_trouble(load: Load, rounds: int) -> dict[str, Any]:
     from pipeline.bench.trouble import run
 
-    load = Load(size.events, size.ports, size.users)
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        found = await run(own_settings(settings(), Path(folder)), load, rounds, _say)
+        found = await run(settings().on_its_own(Path(folder)), load, rounds, _say)
     return found.to_json()
 
 
-async def _run_profile(size: Size, peers_python: Path | None) -> dict[str, Any]:
-    from pipeline.bench.backlog import Load
+async def _run_profile(load: Load, peers_python: Path | None) -> dict[str, Any]:
     from pipeline.bench.profile import run
 
-    load, python = Load(size.events, size.ports, size.users), _peers_python(peers_python)
+    python = _peers_python(peers_python)
     with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        found = await run(own_settings(settings(), Path(folder)), load, python, _say)
+        found = await run(settings().on_its_own(Path(folder)), load, python, _say)
     return found.to_json()
 
 
 def _say(line: str) -> None:
     click.echo(line, err=True)
-
-
-def own_settings(configured: "Settings", folder: Path) -> "Settings":
-    """The settings of a benchmark's own deployment: free ports, in ``folder``."""
-    return configured.replaced(
-        data_dir=folder,
-        kafka_bootstrap=None,
-        clickhouse_url=None,
-        kafka_port=0,
-        ledger_port=0,
-        api_port=0,
-        health_port=None,
-        topic_prefix="",
-    )
 
 
 def show_stream(found: dict[str, Any]) -> None:

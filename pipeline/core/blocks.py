@@ -19,7 +19,6 @@ BLOCK_VERSION = 1
 
 EVENT_COLUMNS: tuple[str, ...] = Event.__struct_fields__
 ROW_COLUMNS: tuple[str, ...] = PricedEvent.__struct_fields__
-PRICE_COLUMNS: tuple[str, ...] = ROW_COLUMNS[len(EVENT_COLUMNS) :]
 
 Mark = tuple[int, int, int, str, str, str, int]
 """The values of ``MARK_COLUMNS``."""

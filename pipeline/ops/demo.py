@@ -138,26 +138,12 @@ def run_demo(
     """
     folder = Path(tempfile.mkdtemp(prefix="tallyport-demo-"))
     try:
-        return asyncio.run(_run(_own_settings(settings, folder), stay, events, seed, json_wanted))
+        own = settings.on_its_own(folder).replaced(partitions=None, replication=None)
+        return asyncio.run(_run(own, stay, events, seed, json_wanted))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _own_settings(settings: Settings, folder: Path) -> Settings:
-    return settings.replaced(
-        data_dir=folder,
-        kafka_bootstrap=None,
-        clickhouse_url=None,
-        kafka_port=0,
-        ledger_port=0,
-        api_port=0,
-        health_port=None,
-        topic_prefix="",
-        partitions=None,
-        replication=None,
-    )
 
 
 async def _run(settings: Settings, stay: bool, events: int, seed: int, json_wanted: bool) -> int:
