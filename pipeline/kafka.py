@@ -11,7 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.helpers import create_ssl_context
 
-from pipeline import record_headers, topic_leaders
+from pipeline import client_close, record_headers, topic_leaders
 from pipeline.core.errors import ConfigurationError, TallyportError
 from pipeline.endpoints import read_endpoints
 from pipeline.settings import Settings
@@ -19,6 +19,7 @@ from pipeline.settings import Settings
 REACH_TIMEOUT_S = 10.0
 _CONNECTING = ("aiokafka", "aiokafka.client", "aiokafka.conn")
 
+client_close.install()
 record_headers.install()
 topic_leaders.install()
 

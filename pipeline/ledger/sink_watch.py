@@ -1,7 +1,8 @@
 """Watching a sink: what of it must move, and for how long it may stand still."""
 
 import asyncio
-from collections.abc import Awaitable
+import logging
+from collections.abc import Awaitable, Iterable
 
 from aiokafka import AIOKafkaConsumer
 
@@ -12,6 +13,10 @@ from pipeline.liveness import STALL_S, Watchdog, end_through, loop_pulse
 GIVE_UP_S = 120.0
 """How long the broker, the group or the event loop may stand still."""
 LEDGER_GIVE_UP_S = 300.0
+CANCEL_TIMEOUT_S = 5.0
+CANCELS_MAX = 3
+
+log = logging.getLogger(__name__)
 
 
 def watch_sink(
@@ -34,13 +39,28 @@ def watch_sink(
 
 
 async def until_first_ends(*work: Awaitable[None]) -> None:
-    """Runs all of it until one has returned or failed, then cancels the others."""
+    """Runs all of it until one has returned or failed, then cancels the others.
+
+    What does not end although cancelled several times is left behind.
+    """
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        for task in tasks:
+        await _ended(tasks)
+
+
+async def _ended(tasks: Iterable[asyncio.Future[None]]) -> None:
+    left = set(tasks)
+    for _ in range(CANCELS_MAX):
+        for task in left:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        done, left = await asyncio.wait(left, timeout=CANCEL_TIMEOUT_S)
+        for task in done:
+            if not task.cancelled():
+                task.exception()  # was raised above, or comes too late to matter
+        if not left:
+            return
+    log.error("%d parts of the sink do not end; it ends without them", len(left))
