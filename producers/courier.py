@@ -63,6 +63,8 @@ class Courier:
     def run(self, stop: threading.Event) -> None:
         """Sends what there is until ``stop`` is set."""
         try:
+            if not stop.is_set():
+                self._open()
             while not stop.is_set():
                 self._adopt_when_due()
                 has_sent = bool(self._send(self._spool, self._spool.take_tag, stop))
@@ -71,6 +73,12 @@ class Courier:
         finally:
             for orphan in self._orphans:
                 orphan.close()
+
+    def _open(self) -> None:
+        try:
+            self._transport.open()
+        except Exception as error:  # delivering tries again
+            self._notices.warn("send", f"events wait to be sent: {error!r}")
 
     def _rest(self, stop: threading.Event) -> None:
         with self._emptied:

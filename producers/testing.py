@@ -85,6 +85,9 @@ class FakeDeployment:
 
     # -- what a transport does ---------------------------------------------------------------
 
+    def open(self) -> None:
+        """See ``Transport``."""
+
     def deliver(self, entries: Sequence[Entry], stop: threading.Event) -> Sequence[Outcome | None]:
         """See ``Transport``."""
         if self.is_down:

@@ -56,6 +56,9 @@ class HttpTransport:
         self._sending = _Client(self._address, self._headers)
         self._streaming: http.client.HTTPConnection | None = None
 
+    def open(self) -> None:
+        """See ``Transport``; a connection is made with the first request, in one round trip."""
+
     def deliver(self, entries: Sequence[Entry], stop: threading.Event) -> Sequence[Outcome | None]:
         """See ``Transport``."""
         body = b"[" + b",".join(entry.value for entry in entries) + b"]"

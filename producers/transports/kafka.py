@@ -61,6 +61,15 @@ class KafkaTransport:
         self._consumers: list[Any] = []
         self._last_error = ""
 
+    def open(self) -> None:
+        """See ``Transport``.
+
+        librdkafka connects by itself from here on. That takes half a second and more: it asks for
+        its producer id while the address it was given is not yet replaced by the broker's own,
+        and then asks again after 500 ms, which no setting changes.
+        """
+        self._open_producer()
+
     def deliver(self, entries: Sequence[Entry], stop: threading.Event) -> Sequence[Outcome | None]:
         """See ``Transport``; a record's home partition is that of its key."""
         producer = self._open_producer()

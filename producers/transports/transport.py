@@ -53,6 +53,13 @@ class StateTaker(Protocol):
 class Transport(Protocol):
     """A connection of one process. It is used by the threads it was made for, and by no child."""
 
+    def open(self) -> None:
+        """Begins to connect, so that the first event need not wait for it; does not wait itself.
+
+        Called once, before anything is delivered and by the thread that delivers.
+        """
+        ...
+
     def deliver(self, entries: Sequence[Entry], stop: threading.Event) -> Sequence[Outcome | None]:
         """Sends events in order and waits for what becomes of each; None means: send it again.
 

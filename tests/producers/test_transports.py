@@ -1,12 +1,20 @@
 """What both transports promise: the same tests on a real Kafka and over HTTP."""
 
 import json
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from pipeline.core.home import home_partition
 from producers import Meter
-from tests.producers.sides import PARTITIONS, KafkaSide, Side, beat_all, until
+from producers.prices import Prices
+from producers.settings import MeterSettings
+from producers.transports.kafka import KafkaTransport
+from producers.transports.transport import Follower, StateTaker
+from tests.producers.sides import PARTITIONS, WAIT_S, KafkaSide, Side, beat_all, until
 from tests.producers.states import record, state
 
 MakeMeter = Callable[[Side], Meter]
@@ -108,6 +116,41 @@ def test_what_is_invalid_is_refused_here_and_counted(side: Side, meter_of: MakeM
     assert meter.flush(20)
     assert [event["event_id"] for event in side.events()] == ["good"]
     assert meter.stats.rejected == {"out-of-range": 1, "missing-field": 1}
+
+
+class SendsOnly(KafkaTransport):
+    """Follows nothing, so whatever connects is what sends."""
+
+    def followers(self, gate: StateTaker, prices: Prices | None) -> Sequence[Follower]:
+        return []
+
+
+def test_a_meter_connects_before_there_is_something_to_send() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as broker:
+        broker.settimeout(WAIT_S)
+        address = f"127.0.0.1:{broker.getsockname()[1]}"
+        transport = SendsOnly({"bootstrap.servers": address})
+        with Meter(MeterSettings(keeps_on_disk=False), lambda: transport) as meter:
+            connection, _ = broker.accept()
+            with connection:
+                assert connection.recv(1)
+            assert meter.stats.recorded == 0
+
+
+def test_what_cannot_be_opened_is_told_and_events_wait(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    environ = {
+        "TALLYPORT_KAFKA_BOOTSTRAP": "127.0.0.1:1",
+        "TALLYPORT_KAFKA_SECURITY_PROTOCOL": "SSL",
+        "TALLYPORT_KAFKA_SSL_CAFILE": str(tmp_path / "missing.pem"),
+        "TALLYPORT_SPOOL_DIR": str(tmp_path / "spool"),
+    }
+    meter = Meter.from_env(environ)
+    until(lambda: "events wait to be sent" in caplog.text, "a warning")
+    meter.record(port_id="p", **USE)
+    assert not meter.close(0.1)
+    assert (meter.stats.lost, meter.stats.rejected) == ({}, {})
 
 
 def test_events_go_to_their_ports_home_partition(
