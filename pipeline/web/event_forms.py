@@ -32,7 +32,7 @@ Headers = list[tuple[str, bytes]]
 
 _WHITESPACE: Final = b" \t\r\n"
 _STRUCTURED: Final[Headers] = [("content-type", f"{CLOUDEVENT}; charset=utf-8".encode())]
-_NONE: Final[Headers] = []
+NO_HEADERS: Final[Headers] = []
 _LINE: Final = re.compile(rb"[^ \t\r\n][^\n]*")
 """A line with more than white space, from its first character on."""
 _SEAM: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{\]},]', re.DOTALL)
@@ -42,12 +42,12 @@ _raw_array: Final = msgspec.json.Decoder(list[msgspec.Raw])
 class Submitted(msgspec.Struct, gc=False):
     """One event as it goes to Kafka: the bytes that the client sent, and record headers.
 
-    ``is_whole`` where the bytes are known to be exactly one JSON value.
+    ``is_plain`` where the bytes are known to be exactly one JSON value, without headers.
     """
 
     value: bytes
-    headers: Headers = _NONE
-    is_whole: bool = False
+    headers: Headers = NO_HEADERS
+    is_plain: bool = False
 
 
 def media_type(content_type: str | None) -> str:
@@ -87,7 +87,7 @@ def take_apart(
     if binary:
         return [Submitted(body, binary)]
     if body.lstrip(_WHITESPACE)[:1] == b"[":
-        return _array(body, _NONE, Rejection(MALFORMED_JSON, "body: no JSON array"))
+        return _array(body, NO_HEADERS, Rejection(MALFORMED_JSON, "body: no JSON array"))
     return [Submitted(body)]
 
 
@@ -101,7 +101,8 @@ def _array(body: bytes, headers: Headers, otherwise: Rejection) -> list[Submitte
         return [Submitted(element, headers) for element in loose]
     if len(elements) > MAX_EVENTS:
         raise _too_many()
-    return [Submitted(bytes(raw), headers, True) for raw in elements]
+    is_plain = not headers
+    return [Submitted(bytes(raw), headers, is_plain) for raw in elements]
 
 
 def _split_loosely(body: bytes) -> list[bytes] | None:
@@ -141,4 +142,4 @@ def _binary_headers(http_headers: Iterable[tuple[str, str]]) -> Headers:
         for name, value in http_headers
         if name.startswith("ce-")
     ]
-    return [("content-type", JSON.encode()), *found] if found else _NONE
+    return [("content-type", JSON.encode()), *found] if found else NO_HEADERS

@@ -9,6 +9,7 @@ producer that forgets what it could not deliver needs no memory for it.
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -50,8 +51,8 @@ class _Parcel:
 
     __slots__ = ("done", "offsets", "records", "taken")
 
-    def __init__(self) -> None:
-        self.records: list[Outgoing] = []
+    def __init__(self, records: list[Outgoing]) -> None:
+        self.records = records
         self.offsets: list[int] = []
         self.taken = 0
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -92,12 +93,13 @@ class _Lane:
         """Moves as much as fits into a batch."""
         shares: list[_Share] = []
         append = builder.append
+        now_ms = int(time.time() * 1000)
         while self.waiting:
             parcel = self.waiting[0]
             first = parcel.taken
             for record in parcel.records[first:] if first else parcel.records:
                 added = append(
-                    timestamp=None, key=record.key, value=record.value, headers=record.headers
+                    timestamp=now_ms, key=record.key, value=record.value, headers=record.headers
                 )
                 if added is None:
                     break
@@ -140,14 +142,12 @@ class EventLog:
         """
         if not self._lanes:
             raise unavailable(self._trouble or "Kafka is away", BROKER_AWAY_S)
-        parcels: dict[int, _Parcel] = {}
         partitions = len(self._lanes)
         homes = [home_partition(record.key, partitions) for record in records]
+        sorted_out: list[list[Outgoing]] = [[] for _ in range(partitions)]
         for record, partition in zip(records, homes, strict=True):
-            parcel = parcels.get(partition)
-            if parcel is None:
-                parcel = parcels[partition] = _Parcel()
-            parcel.records.append(record)
+            sorted_out[partition].append(record)
+        parcels = {number: _Parcel(found) for number, found in enumerate(sorted_out) if found}
         for partition, parcel in parcels.items():
             self._lanes[partition].add(parcel)
         await self._settled([*parcels.values()])

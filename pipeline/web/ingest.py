@@ -1,7 +1,6 @@
 """``POST /v1/events``: validated as the worker does, answered once the broker has them."""
 
 import time
-from collections.abc import Generator, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -17,10 +16,9 @@ from pipeline.core.event_codec import (
     decode_plain_array,
     judge_time,
 )
-from pipeline.core.events import Event
 from pipeline.core.rejections import EVENT_REASONS, Rejection
 from pipeline.web.bodies import InFlight, declared_size, read_body
-from pipeline.web.event_forms import Submitted, media_type, take_apart
+from pipeline.web.event_forms import NO_HEADERS, Submitted, media_type, take_apart
 from pipeline.web.event_log import EventLog, Outgoing
 from pipeline.web.gate import REPORTERS, Caller, Gate
 from pipeline.web.problems import Problem
@@ -67,25 +65,59 @@ class Intake:
         now_ms = int(time.time() * 1000)
         results: list[Result] = []
         outgoing: list[Outgoing] = []
-        accepted: list[Result] = []
-        for one, event in _decoded(found):
-            result = self._judge(one, event, caller, now_ms, outgoing)
-            results.append(result)
-            if result.reason is None:
-                accepted.append(result)
-            else:
-                metrics.HTTP_EVENTS_REJECTED.labels(result.reason).inc()
+        # A few at a time: quicker than singly, and what has been looked at is let go of while it
+        # still is in the processor's cache.
+        for first in range(0, len(found), _TOGETHER):
+            group = found[first : first + _TOGETHER]
+            if not self._accept_together(group, caller, now_ms, results, outgoing):
+                results += [self._judge(one, caller, now_ms, outgoing) for one in group]
         if outgoing:
             placed = await self._log.send(outgoing)
+            accepted = (result for result in results if result.reason is None)
             for result, (partition, offset) in zip(accepted, placed, strict=True):
                 result.partition, result.offset = partition, offset
             metrics.HTTP_EVENTS_ACCEPTED.inc(len(outgoing))
+        if len(outgoing) < len(results):
+            for result in results:
+                if result.reason is not None:
+                    metrics.HTTP_EVENTS_REJECTED.labels(result.reason).inc()
         return results
+
+    def _accept_together(
+        self,
+        group: list[Submitted | Rejection],
+        caller: Caller,
+        now_ms: int,
+        results: list[Result],
+        outgoing: list[Outgoing],
+    ) -> bool:
+        """Accepts a group that is nothing but usual valid events; False when it may not be."""
+        values = [one.value for one in group if isinstance(one, Submitted) and one.is_plain]
+        if len(values) < len(group):
+            return False
+        array = b",".join(values)
+        if len(array) > MAX_EVENT_BYTES and max(map(len, values)) > MAX_EVENT_BYTES:
+            return False
+        events = decode_plain_array(b"[%b]" % array)
+        if events is None:
+            return False
+        times_us = [event.occurred_at_us for event in events]
+        for extreme_us in (min(times_us), max(times_us)):  # what lies between them passes, too
+            if judge_time(extreme_us, now_ms, self._limits) is not None:
+                return False
+        ports = caller.ports
+        if ports is not None and any(event.port_id not in ports for event in events):
+            return False
+        outgoing += [
+            Outgoing(event.port_id.encode(), value, NO_HEADERS)
+            for event, value in zip(events, values, strict=True)
+        ]
+        results += [Result(event.event_id, "accepted") for event in events]
+        return True
 
     def _judge(
         self,
         one: Submitted | Rejection,
-        event: Event | Rejection,
         caller: Caller,
         now_ms: int,
         outgoing: list[Outgoing],
@@ -93,6 +125,7 @@ class Intake:
         """What becomes of one event; an accepted one is added to ``outgoing``."""
         if isinstance(one, Rejection):
             return Result(None, "rejected", one.reason, one.detail)
+        event = decode_event(one.value, one.headers)
         if isinstance(event, Rejection):
             return Result(_identity(one), "rejected", event.reason, event.detail)
         late = judge_time(event.occurred_at_us, now_ms, self._limits)
@@ -103,36 +136,6 @@ class Intake:
             return Result(event.event_id, "rejected", FORBIDDEN_PORT, detail)
         outgoing.append(Outgoing(event.port_id.encode(), one.value, one.headers))
         return Result(event.event_id, "accepted")
-
-
-def _decoded(
-    found: list[Submitted | Rejection],
-) -> Generator[tuple[Submitted | Rejection, Event | Rejection]]:
-    """Each with what it says, a few at a time: quicker than singly, and what has been looked at is
-    let go of while it still is in the processor's cache."""
-    for first in range(0, len(found), _TOGETHER):
-        group = found[first : first + _TOGETHER]
-        events = _decode_together(group)
-        if events is not None:
-            yield from zip(group, events, strict=True)
-            continue
-        for one in group:
-            if isinstance(one, Rejection):
-                yield one, one
-            else:
-                yield one, decode_event(one.value, one.headers)
-
-
-def _decode_together(group: list[Submitted | Rejection]) -> Sequence[Event] | None:
-    """The events of a group that is nothing but usual valid ones; None when it is not."""
-    values: list[bytes] = []
-    for one in group:
-        if isinstance(one, Rejection) or not one.is_whole or one.headers:
-            return None
-        if len(one.value) > MAX_EVENT_BYTES:
-            return None
-        values.append(one.value)
-    return decode_plain_array(b"[" + b",".join(values) + b"]")
 
 
 class EventsEndpoint:

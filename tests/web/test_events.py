@@ -64,6 +64,30 @@ def test_mixed_and_bad_requests_say_what_became_of_each(api: ApiProcess) -> None
     assert post(api, []).status_code == 400
 
 
+async def test_neighbours_do_not_change_what_becomes_of_an_event(api: ApiProcess) -> None:
+    """In groups of usual events, whole ones and those with one that is refused among them."""
+    bad = {
+        40: ("too-old", {"occurred_at": "2020-01-01T00:00:00Z"}),
+        75: ("in-the-future", {"occurred_at": "2999-01-01T00:00:00Z"}),
+        110: ("too-large", {"model": "m" * 70_000}),
+        111: ("inconsistent-tokens", {"cached_input_tokens": 10**6}),
+        199: ("wrong-type", {"user_id": 7}),
+    }
+    events = [event(event_id=f"g{n}", port_id=f"p{n % 7}") for n in range(200)]
+    for number, (_, fields) in bad.items():
+        events[number] |= fields
+    events[5]["tags"] = {"large": "x" * 250}
+    answer = post(api, events)
+    assert answer.status_code == 207
+    results = answer.json()["results"]
+    reasons = {n: result["reason"] for n, result in enumerate(results) if result["reason"]}
+    assert reasons == {number: reason for number, (reason, _) in bad.items()}
+    found = {(r.partition, r.offset): json.loads(r.value) for r in await api.records()}
+    for one, result in zip(events, results, strict=True):
+        if result["reason"] is None:
+            assert found[result["partition"], result["offset"]] == one
+
+
 def test_a_broken_element_does_not_spoil_the_others(api: ApiProcess) -> None:
     good = json.dumps(event()).encode()
     deep = b'{"tags":' + b"[" * 2_000 + b"]" * 2_000 + b"}"
