@@ -27,7 +27,7 @@ from pipeline.core.home import (
 )
 from pipeline.core.prices import PriceVersion
 from pipeline.core.rejections import TOO_OLD, Rejection
-from pipeline.core.timestamps import US_PER_SECOND
+from pipeline.core.timestamps import US_PER_DAY, US_PER_HOUR
 from pipeline.core.totals import SourceTotals
 
 
@@ -169,18 +169,19 @@ class Intake:
     ) -> Rejection | None:
         """Whether a forwarded event came home so late that its id may be forgotten by now.
 
-        An event of this id that was accepted here came ``max_skew_us`` before it occurred or later.
-        So its id is remembered for a horizon from then on, and not longer. Of replayed events the
-        ledger was asked.
+        A copy that was accepted came ``max_skew_us`` before it occurred or later, and its id is
+        remembered for a horizon from then on. The ledger tells events of one id by their days, so
+        it is the whole day that must be remembered. Of replayed events the ledger was asked.
         """
+        day_us = occurred_at_us - occurred_at_us % US_PER_DAY
         known_us = self._dedupe.horizon_ms * 1000 - limits.max_skew_us
-        if record.timestamp * 1000 - occurred_at_us <= known_us:
+        if record.timestamp * 1000 - day_us <= known_us:
             return None
         if parse_forwarded_from(record.headers) is None:
             return None
-        seconds = known_us // US_PER_SECOND
+        hours = known_us // US_PER_HOUR
         return Rejection(
-            TOO_OLD, f"occurred_at: more than {seconds} s before it was forwarded here"
+            TOO_OLD, f"occurred_at: its day began more than {hours} h before it was forwarded here"
         )
 
     def _forward(self, record: InputRecord, home: int) -> Forwarded:

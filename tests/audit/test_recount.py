@@ -123,13 +123,14 @@ def test_a_forwarded_record_is_judged_by_its_first_time() -> None:
 def test_a_record_that_came_home_when_its_id_may_be_forgotten_is_too_old(
     over_ms: int, reason: str
 ) -> None:
-    """Nine days after the earliest moment, 300 s before it occurred, that it can be accepted."""
+    """Nine days after the earliest moment, 300 s before its day, that it can be accepted."""
     day_ms = 86_400_000
+    today_ms = END_MS - END_MS % day_ms
     came = f"1/5/{END_MS + 3 * day_ms}".encode()
-    home_ms = END_MS + 9 * day_ms - 300_000 + over_ms
-    value = event(occurred_at=END.isoformat())
+    home_ms = today_ms + 9 * day_ms - 300_000 + over_ms
+    ends = datetime(2026, 11, 22, 23, 59, 59, 999_999, tzinfo=UTC).isoformat()
     records = [
-        record(0, value, home_ms, h=(("forwarded-from", came),)),
+        record(0, event(occurred_at=ends), home_ms, h=(("forwarded-from", came),)),
         record(1, event(event_id="e2"), home_ms, h=(("replayed-from", came),)),
     ]
     count = recount_of(records).counts[0]

@@ -24,8 +24,9 @@ NOW_MS = 1_763_800_000_000
 DAY_MS = 86_400_000
 SKEW_MS = 300_000
 LIMITS = TimeLimits.of(7, 300)
-KNOWN_MS = 9 * DAY_MS - SKEW_MS
-"""So long after it occurred an event's id is remembered at least."""
+TODAY_MS = NOW_MS - NOW_MS % DAY_MS
+KNOWN_UNTIL_MS = TODAY_MS + 9 * DAY_MS - SKEW_MS
+"""So long every id of today's events is remembered at least."""
 HOME_PORTS = [p for p in map("port-{}".format, range(30)) if home_partition(p, 3) == PARTITION]
 OTHER_PORTS = [p for p in map("port-{}".format, range(30)) if home_partition(p, 3) != PARTITION]
 PRICES = PriceVersion(RateLog("USD").snapshot(), builtin_book())
@@ -166,30 +167,33 @@ def test_the_first_arrival_judges_the_age(
     )
 
 
-@pytest.mark.parametrize(
-    ("age_ms", "fate"), [(KNOWN_MS, "row"), (KNOWN_MS + 1, "rejected"), (15 * DAY_MS, "rejected")]
-)
-def test_what_comes_home_after_its_id_may_be_forgotten_is_too_old(age_ms: int, fate: str) -> None:
-    came = ("forwarded-from", b"0/5/%d" % (NOW_MS - 8 * DAY_MS))
+@pytest.mark.parametrize("into_ms", [0, DAY_MS - 1])
+@pytest.mark.parametrize(("over_ms", "fate"), [(0, "row"), (1, "rejected"), (DAY_MS, "rejected")])
+def test_what_comes_home_after_its_id_may_be_forgotten_is_too_old(
+    into_ms: int, over_ms: int, fate: str
+) -> None:
+    came = b"0/5/%d" % (TODAY_MS + 6 * DAY_MS)
+    value, home_ms = body("a", age_ms=NOW_MS - TODAY_MS - into_ms), KNOWN_UNTIL_MS + over_ms
     partition = Partition()
-    taken = partition.take(Record(3, body("a", age_ms=age_ms), headers=[came]))
+    taken = partition.take(Record(3, value, home_ms, headers=[("forwarded-from", came)]))
     assert partition.fates() == {3: fate}
     assert [one.rejection.reason for one in taken.rejected] == ["too-old"] * (fate == "rejected")
-    # A replay was looked up in the ledger, and a header that says nothing is none.
-    came = ("replayed-from", b"0/5/%d" % (NOW_MS - 8 * DAY_MS))
-    partition.take(Record(4, body("b", age_ms=15 * DAY_MS), headers=[came]))
+    # Of a replay the ledger was asked.
+    came = ("replayed-from", came)
+    again = body("b", age_ms=NOW_MS - TODAY_MS - into_ms)
+    partition.take(Record(4, again, home_ms, headers=[came]))
     assert partition.fates()[4] == "row"
 
 
 def test_a_copy_that_came_home_late_meets_the_id_of_the_first() -> None:
-    """Accepted as early as may be, the other copy forwarded as late as may be."""
-    first_ms = NOW_MS - KNOWN_MS - SKEW_MS
-    came = ("forwarded-from", b"0/5/%d" % (NOW_MS - 4 * DAY_MS))
-    value = body("a", age_ms=KNOWN_MS)
+    """Accepted as early as may be, the other of the same day forwarded as late as may be."""
+    first = body("a", age_ms=NOW_MS - TODAY_MS)
+    other = body("a", age_ms=NOW_MS - TODAY_MS - DAY_MS + 1)
+    came = ("forwarded-from", b"0/5/%d" % (TODAY_MS + 5 * DAY_MS))
     partition = Partition()
-    partition.take(Record(0, value, first_ms), Record(1, None))
-    partition.dedupe.forget_before(NOW_MS)
-    partition.take(Record(2, value, headers=[came]))
+    partition.take(Record(0, first, TODAY_MS - SKEW_MS), Record(1, None, KNOWN_UNTIL_MS))
+    partition.dedupe.forget_before(KNOWN_UNTIL_MS)
+    partition.take(Record(2, other, KNOWN_UNTIL_MS, headers=[came]))
     assert partition.fates() == {0: "row", 1: "rejected", 2: "duplicate"}
 
 

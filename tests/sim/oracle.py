@@ -382,9 +382,9 @@ class Judge:
 
 
 def _came_home_late(record: Record, event: dict[str, Any]) -> bool:
-    """Whether the event may have been counted so long before that nobody knows its id any more."""
-    longest_ms = DEDUPE_MS - MAX_SKEW_MS
-    return record.timestamp_ms * 1000 > event["occurred_at_us"] + longest_ms * 1000
+    """Whether its day began so long before that not all of that day's ids are known any more."""
+    day = event["occurred_at_us"] // (DAY_MS * 1000)
+    return record.timestamp_ms - day * DAY_MS > DEDUPE_MS - MAX_SKEW_MS
 
 
 def _accepted(record: Record, event: dict[str, Any], recorded_ms: int, book: RateBook) -> Accepted:

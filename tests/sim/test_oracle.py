@@ -99,14 +99,16 @@ def test_fates_by_hand() -> None:
 
 @pytest.mark.parametrize(("over_ms", "fate"), [(0, "duplicate"), (1, "rejected")])
 def test_what_comes_home_late_by_hand(over_ms: int, fate: str) -> None:
-    """Counted 300 s before it occurred, and forwarded 9 days after that."""
-    ahead = event(0, occurred_at="2026-11-18T12:05:00Z")
-    home_ms = NOON_MS + 9 * oracle.DAY_MS + over_ms
-    came = ("forwarded-from", f"1/4/{NOON_MS + oracle.DAY_MS}".encode())
-    late = ahead._replace(offset=1, timestamp_ms=home_ms, headers=(came,))
-    other = event(2, event_id="f", occurred_at="2026-11-18T12:05:00Z")
-    other = other._replace(timestamp_ms=home_ms, headers=(came,))
-    found = judged(ahead, late, other)
+    """Counted 300 s before its day began, and forwarded 9 days after that."""
+    midnight_ms = NOON_MS - oracle.DAY_MS // 2
+    first = event(0, occurred_at="2026-11-18T00:00:00Z")
+    first = first._replace(timestamp_ms=midnight_ms - 300_000)
+    came = ("forwarded-from", f"1/4/{NOON_MS + 3 * oracle.DAY_MS}".encode())
+    late = event(1, occurred_at="2026-11-18T23:59:59Z")
+    home_ms = midnight_ms - 300_000 + 9 * oracle.DAY_MS + over_ms
+    late = late._replace(timestamp_ms=home_ms, headers=(came,))
+    other = event(2, event_id="f")._replace(timestamp_ms=home_ms, headers=(came,))
+    found = judged(first, late, other)
     fates = [found.fates()[0, offset] for offset in range(3)]
     assert fates == ["accepted", fate, "rejected" if over_ms else "accepted"]
 

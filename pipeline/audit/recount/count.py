@@ -303,12 +303,13 @@ def record_digest(key: bytes | None, value: bytes | None, headers: Headers, note
 
 
 def _is_forgotten(event: Reading, at_home_ms: int, rules: Rules) -> bool:
-    """Whether what was accepted under this id, when the event was new, is no longer remembered.
+    """Whether an event of this id and day may have been accepted and be forgotten since.
 
-    It was accepted ``max_future_skew_s`` before it occurred at the earliest.
+    It was accepted ``max_future_skew_s`` before the day began at the earliest.
     """
-    earliest_us = event.occurred_at_us - rules.max_future_skew_s * 1_000_000
-    return earliest_us < (at_home_ms - rules.dedupe_days * DAY_MS) * 1_000
+    day_ms = event.occurred_at_us // (DAY_MS * 1_000) * DAY_MS
+    earliest_ms = day_ms - rules.max_future_skew_s * 1_000
+    return earliest_ms < at_home_ms - rules.dedupe_days * DAY_MS
 
 
 def _digest_at(source: Place, record: LogRecord) -> bytes:
