@@ -64,8 +64,8 @@ def encode_ids(keys: Sequence[bytes], times_ms: Sequence[int]) -> bytes:
 class DedupeWindow:
     """Remembers the accepted ids of one source partition, each with its Kafka time.
 
-    Two records with the same key are one event when their times are at most ``horizon_ms``
-    apart, whichever is the earlier; each accepted time of a key counts on its own. Not safe for
+    A record is a duplicate when it arrived at most ``horizon_ms`` away from a remembered time of
+    its key, whichever is the earlier; each accepted time of a key counts on its own. Not safe for
     several threads.
     """
 
@@ -82,17 +82,29 @@ class DedupeWindow:
         """The size of all tables, free slots included."""
         return sum(segment.memory_bytes() for segment in self._segments)
 
-    def admit(self, keys: Sequence[bytes], times_ms: Sequence[int]) -> list[bool]:
-        """In order of arrival: True and remembered from now on, or False for a duplicate."""
-        if len(keys) != len(times_ms):
-            raise ValueError(f"{len(keys)} keys, but {len(times_ms)} times")
+    def admit(
+        self,
+        keys: Sequence[bytes],
+        times_ms: Sequence[int],
+        arrived_ms: Sequence[int] | None = None,
+    ) -> list[bool]:
+        """In order of arrival: True and remembered from now on, or False for a duplicate.
+
+        ``times_ms`` are remembered. ``arrived_ms`` are the Kafka times on this partition, by which
+        ids are forgotten, too: a first arrival elsewhere may be long before. None where both are
+        the same.
+        """
+        arrived_ms = times_ms if arrived_ms is None else arrived_ms
+        if not len(keys) == len(times_ms) == len(arrived_ms):
+            raise ValueError(f"{len(keys)} keys, but {len(times_ms)}, {len(arrived_ms)} times")
         if len(keys) <= _SMALL_BATCH:
             return [
-                self._admit_one(*_split(key), time_ms)
-                for key, time_ms in zip(keys, times_ms, strict=True)
+                self._admit_one(*_split(key), time_ms, at_ms, self.horizon_ms)
+                for key, time_ms, at_ms in zip(keys, times_ms, arrived_ms, strict=True)
             ]
         words = np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
-        return self._admit_batch(words, np.array(times_ms, np.int64)).tolist()
+        times, arrived = np.array(times_ms, np.int64), np.array(arrived_ms, np.int64)
+        return self._admit_batch(words, times, arrived, self.horizon_ms).tolist()
 
     def load(self, entries: bytes) -> None:
         """Remember what ``encode_ids`` packed; loading the same again changes nothing."""
@@ -100,7 +112,9 @@ class DedupeWindow:
         for start in range(0, len(packed), _LOAD_CHUNK):
             chunk = packed[start : start + _LOAD_CHUNK]
             words = np.stack((chunk["high"], chunk["low"]), axis=1)
-            self._admit_batch(words, chunk["time_ms"].astype(np.int64))
+            times = chunk["time_ms"].astype(np.int64)
+            # All of them were accepted, however near to each other their times may be.
+            self._admit_batch(words, times, times, 0)
 
     def forget_before(self, committed_watermark_ms: int) -> None:
         """Drop ids that no record of that Kafka time or later can be a duplicate of.
@@ -114,34 +128,37 @@ class DedupeWindow:
         if self._opened_at_watermark_ms is None:
             self._opened_at_watermark_ms = committed_watermark_ms
 
-    def _admit_one(self, high: int, low: int, time_ms: int) -> bool:
+    def _admit_one(self, high: int, low: int, time_ms: int, at_ms: int, horizon_ms: int) -> bool:
         low_half = high & LOW_HALF
         for segment in self._segments:
             bit = low_half * segment.filter_bits >> 32
             if not segment.filter_at[bit >> 3] & 1 << (bit & 7):
                 continue
-            if segment.holds(high, low, time_ms, self.horizon_ms):
+            if segment.holds(high, low, at_ms, horizon_ms):
                 return False
         self._open_segment(time_ms).add(high, low, time_ms)
         return True
 
-    def _admit_batch(self, words: Words, times_ms: Times) -> Mask:
+    def _admit_batch(
+        self, words: Words, times_ms: Times, arrived_ms: Times, horizon_ms: int
+    ) -> Mask:
         if not words[:, 0].all():
             words = words.copy()
             words[words[:, 0] == 0, 0] = 1
-        accepted = ~self._find(words, times_ms)
+        accepted = ~self._find(words, arrived_ms, horizon_ms)
         repeated = accepted & _repeated(words[:, 0])
         fresh = accepted & ~repeated
         self._add(words[fresh], times_ms[fresh])
         for row in np.flatnonzero(repeated).tolist():
             high, low = words[row].tolist()
-            accepted[row] = self._admit_one(high, low, int(times_ms[row]))
+            time_ms, at_ms = int(times_ms[row]), int(arrived_ms[row])
+            accepted[row] = self._admit_one(high, low, time_ms, at_ms, horizon_ms)
         return accepted
 
-    def _find(self, words: Words, times_ms: Times) -> Mask:
+    def _find(self, words: Words, times_ms: Times, horizon_ms: int) -> Mask:
         found: Mask = np.zeros(len(words), np.bool_)
         for segment in self._segments:
-            found |= segment.find_batch(words, times_ms, self.horizon_ms)
+            found |= segment.find_batch(words, times_ms, horizon_ms)
         return found
 
     def _add(self, words: Words, times_ms: Times) -> None:

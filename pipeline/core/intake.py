@@ -2,8 +2,9 @@
 
     1 validate   an invalid record is rejected with its first reason
     2 forward    an event away from its port's home partition is sent there
-    3 judge      too old or too far in the future, by the record's Kafka timestamp
-    4 dedupe     the same (port_id, event_id) again is a duplicate
+    3 judge      too old or too far in the future, by the Kafka timestamp where it came first;
+                 too old as well where it came home so late that its id may have been forgotten
+    4 dedupe     the same (port_id, event_id) again is a duplicate, by the Kafka timestamp here
     5 price      exactly, or unpriced; never a silent zero
     6 fold       into the day cells of every scope it touches
 
@@ -18,9 +19,15 @@ from typing import Protocol
 from pipeline.core.dedupe import DedupeWindow, event_key
 from pipeline.core.event_codec import TimeLimits, UnknownFields, decode_event, judge_time
 from pipeline.core.events import PricedEvent
-from pipeline.core.home import forwarded_from_header, home_partition, judging_time_ms
+from pipeline.core.home import (
+    forwarded_from_header,
+    home_partition,
+    judging_time_ms,
+    parse_forwarded_from,
+)
 from pipeline.core.prices import PriceVersion
-from pipeline.core.rejections import Rejection
+from pipeline.core.rejections import TOO_OLD, Rejection
+from pipeline.core.timestamps import US_PER_DAY, US_PER_HOUR
 from pipeline.core.totals import SourceTotals
 
 
@@ -92,6 +99,7 @@ class Intake:
         candidates: list[PricedEvent] = []
         keys: list[bytes] = []
         times_ms: list[int] = []
+        arrived_ms: list[int] = []
         partition, partitions, unknown = self._partition, self._partitions, self.unknown_fields
         max_age_us, max_skew_us = limits.max_age_us, limits.max_skew_us
         for record in records:
@@ -104,33 +112,37 @@ class Intake:
                 taken.forwarded.append(self._forward(record, home))
                 continue
             recorded_at_ms = record.timestamp
+            rejection = None
             if record.headers:
                 recorded_at_ms = judging_time_ms(record.headers, record.timestamp)
+                rejection = self._judge_late(event.occurred_at_us, record, limits)
             if not -max_skew_us <= recorded_at_ms * 1000 - event.occurred_at_us <= max_age_us:
-                rejection = judge_time(event.occurred_at_us, recorded_at_ms, limits)
-                if rejection is not None:
-                    taken.rejected.append(Rejected(record, rejection))
-                    continue
+                rejection = rejection or judge_time(event.occurred_at_us, recorded_at_ms, limits)
+            if rejection is not None:
+                taken.rejected.append(Rejected(record, rejection))
+                continue
             event.source_offset = record.offset
             event.recorded_at_ms = recorded_at_ms
             candidates.append(event)
             keys.append(event_key(event.port_id, event.event_id))
             times_ms.append(recorded_at_ms)
+            arrived_ms.append(record.timestamp)
         if records:
             last_ms = max(record.timestamp for record in records)
             taken.watermark_ms = max(taken.watermark_ms, last_ms)
-        self._accept(candidates, keys, times_ms, prices, taken)
+        self._accept(candidates, keys, times_ms, arrived_ms, prices, taken)
 
     def _accept(
         self,
         candidates: list[PricedEvent],
         keys: list[bytes],
         times_ms: list[int],
+        arrived_ms: list[int],
         prices: PriceVersion,
         taken: Taken,
     ) -> None:
         price_of = prices.price
-        admitted = self._dedupe.admit(keys, times_ms) if keys else []
+        admitted = self._dedupe.admit(keys, times_ms, arrived_ms) if keys else []
         if not all(admitted):
             taken.duplicates += [
                 event.source_offset
@@ -151,6 +163,26 @@ class Intake:
                 taken.unpriced += 1
         self._totals.add(candidates)
         taken.rows += candidates
+
+    def _judge_late(
+        self, occurred_at_us: int, record: InputRecord, limits: TimeLimits
+    ) -> Rejection | None:
+        """Whether a forwarded event came home so late that its id may be forgotten by now.
+
+        A copy that was accepted came ``max_skew_us`` before it occurred or later, and its id is
+        remembered for a horizon from then on. The ledger tells events of one id by their days, so
+        it is the whole day that must be remembered. Of replayed events the ledger was asked.
+        """
+        day_us = occurred_at_us - occurred_at_us % US_PER_DAY
+        known_us = self._dedupe.horizon_ms * 1000 - limits.max_skew_us
+        if record.timestamp * 1000 - day_us <= known_us:
+            return None
+        if parse_forwarded_from(record.headers) is None:
+            return None
+        hours = known_us // US_PER_HOUR
+        return Rejection(
+            TOO_OLD, f"occurred_at: its day began more than {hours} h before it was forwarded here"
+        )
 
     def _forward(self, record: InputRecord, home: int) -> Forwarded:
         # The last such header counts, so one that was there before may stay.

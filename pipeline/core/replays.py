@@ -33,6 +33,10 @@ class RejectedSource(msgspec.Struct, frozen=True):
     forwarded_ms: int | None
     is_replay: bool
 
+    def came_ms(self, rejected_ms: int) -> int:
+        """When the original came: where it came first, else when it was rejected."""
+        return rejected_ms if self.forwarded_ms is None else min(self.forwarded_ms, rejected_ms)
+
 
 def read_rejected(headers: Headers) -> RejectedSource | None:
     """The source of a rejected record; None when its headers are not those of a worker."""
@@ -82,9 +86,21 @@ def kept_time_ms(
     It is the time at which the original came, as if what was wrong had been right then. The time
     of the replay judges an event that was in the future, and one that was rejected too long ago.
     """
-    came_ms = rejected_ms if source.forwarded_ms is None else min(source.forwarded_ms, rejected_ms)
+    came_ms = source.came_ms(rejected_ms)
     is_future = occurred_at_us - came_ms * 1000 > limits.max_skew_us
     return None if is_future or now_ms - came_ms > keep_ms else came_ms
+
+
+def earliest_copy_ms(
+    source: RejectedSource, rejected_ms: int, now_ms: int, dedupe_days: int
+) -> int:
+    """From when on the ledger is asked whether a copy of the event was accepted.
+
+    One horizon before the time that judges the replay, where that may be kept: the worker may have
+    forgotten what was accepted so long before.
+    """
+    judged_ms = max(source.came_ms(rejected_ms), now_ms - keeping_ms(dedupe_days))
+    return min(judged_ms, rejected_ms) - dedupe_days * DAY_MS
 
 
 def replay_headers(source: RejectedSource, time_ms: int | None) -> list[tuple[str, bytes | None]]:

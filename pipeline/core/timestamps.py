@@ -6,7 +6,8 @@ from typing import Final
 
 US_PER_SECOND: Final = 1_000_000
 US_PER_MINUTE: Final = 60 * US_PER_SECOND
-US_PER_DAY: Final = 86_400 * US_PER_SECOND
+US_PER_HOUR: Final = 60 * US_PER_MINUTE
+US_PER_DAY: Final = 24 * US_PER_HOUR
 
 _RFC3339: Final = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})"

@@ -129,7 +129,7 @@ async def make_plan(
     if kept:
         found_ms = await asyncio.to_thread(watermarks_ms, ledger, topics.events, kept)
         marks_ms = {p: min(mark_ms, found_ms.get(p, 0)) for p, mark_ms in marks_ms.items()}
-        ids_from_ms -= DAY_MS  # forwarded records may be of an earlier time yet
+        ids_from_ms -= DAY_MS  # the clocks of brokers may differ
     registers = await asyncio.to_thread(_registers, ledger, epoch, older, topics, remains)
     return Plan(
         epoch=epoch,

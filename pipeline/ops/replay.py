@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -34,6 +34,7 @@ from pipeline.core.home import home_partition
 from pipeline.core.rejections import Rejection
 from pipeline.core.replays import (
     RejectedSource,
+    earliest_copy_ms,
     keeping_ms,
     kept_time_ms,
     read_rejected,
@@ -234,7 +235,7 @@ class Replay:
         now_ms = time.time_ns() // 1_000_000
         unique = list({one.place: one for one in candidates}.values())
         self.report.chosen -= len(candidates) - len(unique)  # it may stand there twice
-        accepted = await asyncio.to_thread(self._accepted, unique, ledger)
+        accepted = await asyncio.to_thread(self._accepted, unique, ledger, now_ms)
         outbox, sent = Outbox(), list[_Candidate]()
         for one in unique:
             if isinstance(one.found, Event):
@@ -259,16 +260,22 @@ class Replay:
         self.report.sent += len(sent)
         self.report.expected.update(self._fate(one, now_ms) for one in sent)
 
-    def _accepted(self, candidates: Sequence[_Candidate], ledger: Client) -> set[tuple[str, str]]:
+    def _accepted(
+        self, candidates: Sequence[_Candidate], ledger: Client, now_ms: int
+    ) -> set[tuple[str, str]]:
         """The events among them that were accepted, also before or after they were rejected."""
         events = [one.found for one in candidates if isinstance(one.found, Event)]
         if not events:
             return set()
-        first = datetime.fromtimestamp(min(one.record.timestamp for one in candidates) / 1000, UTC)
+        dedupe_days = self._settings.dedupe_days
+        first_ms = min(
+            earliest_copy_ms(one.source, one.record.timestamp, now_ms, dedupe_days)
+            for one in candidates
+        )
         return accepted_events(
             ledger,
             [(event.port_id, event.event_id) for event in events],
-            first - timedelta(days=self._settings.dedupe_days),
+            datetime.fromtimestamp(first_ms / 1000, UTC),
             self._settings.max_event_age_days,
         )
 

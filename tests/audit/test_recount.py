@@ -119,6 +119,39 @@ def test_a_forwarded_record_is_judged_by_its_first_time() -> None:
     assert len(count.arrived) == 1
 
 
+@pytest.mark.parametrize(("over_ms", "reason"), [(0, ""), (1, "rejected: too-old")])
+def test_a_record_that_came_home_when_its_id_may_be_forgotten_is_too_old(
+    over_ms: int, reason: str
+) -> None:
+    """Nine days after the earliest moment, 300 s before its day, that it can be accepted."""
+    day_ms = 86_400_000
+    today_ms = END_MS - END_MS % day_ms
+    came = f"1/5/{END_MS + 3 * day_ms}".encode()
+    home_ms = today_ms + 9 * day_ms - 300_000 + over_ms
+    ends = datetime(2026, 11, 22, 23, 59, 59, 999_999, tzinfo=UTC).isoformat()
+    records = [
+        record(0, event(occurred_at=ends), home_ms, h=(("forwarded-from", came),)),
+        record(1, event(event_id="e2"), home_ms, h=(("replayed-from", came),)),
+    ]
+    count = recount_of(records).counts[0]
+    assert count.fate_of(0) == (reason or "accepted")
+    assert count.fate_of(1) == "accepted"
+
+
+def test_a_duplicate_is_told_by_the_time_at_home() -> None:
+    day_ms = 86_400_000
+    came = (("forwarded-from", f"1/5/{END_MS + 3 * day_ms}".encode()),)
+    values = [event(event_id=name) for name in ("e1", "e2", "e1", "e2")]
+    later = (END + timedelta(days=3)).isoformat()
+    values[2:] = [event(event_id=name, occurred_at=later) for name in ("e1", "e2")]
+    at_ms = [END_MS, END_MS + 1, END_MS + 9 * day_ms + 1, END_MS + 9 * day_ms + 1]
+    headers = [(), (), came, came]
+    records = [record(i, values[i], at_ms[i], h=headers[i]) for i in range(4)]
+    count = recount_of(records).counts[0]
+    assert list(count.accepted.offsets) == [0, 1, 2]
+    assert list(count.duplicates) == [3]
+
+
 def test_a_replayed_record_is_judged_by_the_time_of_its_original() -> None:
     value = event(occurred_at=(END - timedelta(days=7)).isoformat())
     late = END_MS + 60_000

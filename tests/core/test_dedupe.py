@@ -20,9 +20,10 @@ class Model:
     def __init__(self) -> None:
         self.times_ms: dict[bytes, list[int]] = {}
 
-    def admit(self, key: bytes, time_ms: int) -> bool:
+    def admit(self, key: bytes, time_ms: int, arrived_ms: int | None = None) -> bool:
         times_ms = self.times_ms.setdefault(key, [])
-        if any(abs(time_ms - earlier_ms) <= HORIZON_MS for earlier_ms in times_ms):
+        at_ms = time_ms if arrived_ms is None else arrived_ms
+        if any(abs(at_ms - earlier_ms) <= HORIZON_MS for earlier_ms in times_ms):
             return False
         times_ms.append(time_ms)
         return True
@@ -65,6 +66,32 @@ def test_the_window_answers_like_a_dict():
             answer = window.admit([key for key, _ in batch], [time_ms for _, time_ms in batch])
             assert answer == expected
         assert len(window) == sum(map(len, model.times_ms.values()))
+
+    check()
+
+
+@pytest.mark.usefixtures("tiny_segments")
+def test_what_came_elsewhere_before_is_told_by_when_it_came_here_and_survives_a_restart():
+    step = st.tuples(KEYS, st.integers(0, 400), st.integers(0, 3 * HORIZON_MS))
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.lists(st.lists(step, max_size=8), max_size=20))
+    def check(batches: list[list[tuple[bytes, int, int]]]) -> None:
+        window, model, journal = DedupeWindow(HORIZON_MS), Model(), b""
+        now_ms = START_MS
+        for batch in batches:
+            arrived_ms = [now_ms := now_ms + gap_ms for _, gap_ms, _ in batch]
+            times_ms = [at_ms - one[2] for at_ms, one in zip(arrived_ms, batch, strict=True)]
+            keys = [key for key, _, _ in batch]
+            records = list(zip(keys, times_ms, arrived_ms, strict=True))
+            expected = [model.admit(*record) for record in records]
+            restarted = DedupeWindow(HORIZON_MS)
+            restarted.load(journal)
+            assert restarted.admit(keys, times_ms, arrived_ms) == expected
+            assert window.admit(keys, times_ms, arrived_ms) == expected
+            admitted = [one for one, is_new in zip(records, expected, strict=True) if is_new]
+            journal += encode_ids([one[0] for one in admitted], [one[1] for one in admitted])
+            window.forget_before(now_ms)
 
     check()
 
@@ -190,6 +217,8 @@ def test_keys_and_times_must_match_in_number():
     for count in (2, 200):
         with pytest.raises(ValueError, match="times"):
             DedupeWindow(HORIZON_MS).admit(keys_of(0, count), [START_MS])
+        with pytest.raises(ValueError, match="times"):
+            DedupeWindow(HORIZON_MS).admit(keys_of(0, 1), [START_MS], [START_MS] * count)
 
 
 def test_a_full_segment_still_answers():

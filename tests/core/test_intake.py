@@ -22,7 +22,11 @@ from pipeline.core.totals import SourceTotals
 PARTITION, PARTITIONS = 1, 3
 NOW_MS = 1_763_800_000_000
 DAY_MS = 86_400_000
+SKEW_MS = 300_000
 LIMITS = TimeLimits.of(7, 300)
+TODAY_MS = NOW_MS - NOW_MS % DAY_MS
+KNOWN_UNTIL_MS = TODAY_MS + 9 * DAY_MS - SKEW_MS
+"""So long every id of today's events is remembered at least."""
 HOME_PORTS = [p for p in map("port-{}".format, range(30)) if home_partition(p, 3) == PARTITION]
 OTHER_PORTS = [p for p in map("port-{}".format, range(30)) if home_partition(p, 3) != PARTITION]
 PRICES = PriceVersion(RateLog("USD").snapshot(), builtin_book())
@@ -51,8 +55,8 @@ class Partition:
 
     def __init__(self) -> None:
         self.totals, self.taken = SourceTotals(), Taken()
-        dedupe = DedupeWindow(9 * DAY_MS)
-        self.intake = Intake(PARTITION, PARTITIONS, self.totals, dedupe)
+        self.dedupe = DedupeWindow(9 * DAY_MS)
+        self.intake = Intake(PARTITION, PARTITIONS, self.totals, self.dedupe)
 
     def take(self, *records: Record) -> Taken:
         self.intake.take(records, PRICES, LIMITS, self.taken)
@@ -140,8 +144,8 @@ def test_an_event_of_another_partition_is_forwarded_and_not_judged_here() -> Non
 @pytest.mark.parametrize(
     ("whence", "age_ms", "fate", "recorded_at_ms"),
     [
-        (b"0/5/%d" % (NOW_MS - 10 * DAY_MS), 16 * DAY_MS, "row", NOW_MS - 10 * DAY_MS),
-        (b"0/5/%d" % (NOW_MS - 10 * DAY_MS), 18 * DAY_MS, "rejected", None),
+        (b"0/5/%d" % (NOW_MS - 2 * DAY_MS), 8 * DAY_MS, "row", NOW_MS - 2 * DAY_MS),
+        (b"0/5/%d" % (NOW_MS - 10**6), 7 * DAY_MS + 10**6 + 1, "rejected", None),
         (b"0/5/%d" % (NOW_MS - 10 * DAY_MS), 0, "rejected", None),
         (b"0/5/%d" % (NOW_MS + 10 * DAY_MS), 0, "row", NOW_MS),
         (b"0/5/%d" % (NOW_MS + 10 * DAY_MS), -10 * DAY_MS, "rejected", None),
@@ -161,6 +165,53 @@ def test_the_first_arrival_judges_the_age(
     assert [row.recorded_at_ms for row in taken.rows] == (
         [] if recorded_at_ms is None else [recorded_at_ms]
     )
+
+
+@pytest.mark.parametrize("into_ms", [0, DAY_MS - 1])
+@pytest.mark.parametrize(("over_ms", "fate"), [(0, "row"), (1, "rejected"), (DAY_MS, "rejected")])
+def test_what_comes_home_after_its_id_may_be_forgotten_is_too_old(
+    into_ms: int, over_ms: int, fate: str
+) -> None:
+    came = b"0/5/%d" % (TODAY_MS + 6 * DAY_MS)
+    value, home_ms = body("a", age_ms=NOW_MS - TODAY_MS - into_ms), KNOWN_UNTIL_MS + over_ms
+    partition = Partition()
+    taken = partition.take(Record(3, value, home_ms, headers=[("forwarded-from", came)]))
+    assert partition.fates() == {3: fate}
+    assert [one.rejection.reason for one in taken.rejected] == ["too-old"] * (fate == "rejected")
+    # Of a replay the ledger was asked.
+    came = ("replayed-from", came)
+    again = body("b", age_ms=NOW_MS - TODAY_MS - into_ms)
+    partition.take(Record(4, again, home_ms, headers=[came]))
+    assert partition.fates()[4] == "row"
+
+
+def test_a_copy_that_came_home_late_meets_the_id_of_the_first() -> None:
+    """Accepted as early as may be, the other of the same day forwarded as late as may be."""
+    first = body("a", age_ms=NOW_MS - TODAY_MS)
+    other = body("a", age_ms=NOW_MS - TODAY_MS - DAY_MS + 1)
+    came = ("forwarded-from", b"0/5/%d" % (TODAY_MS + 5 * DAY_MS))
+    partition = Partition()
+    partition.take(Record(0, first, TODAY_MS - SKEW_MS), Record(1, None, KNOWN_UNTIL_MS))
+    partition.dedupe.forget_before(KNOWN_UNTIL_MS)
+    partition.take(Record(2, other, KNOWN_UNTIL_MS, headers=[came]))
+    assert partition.fates() == {0: "row", 1: "rejected", 2: "duplicate"}
+
+
+def test_duplicates_are_told_by_the_time_at_home() -> None:
+    """By it ids are forgotten, so it must not matter whether they have been."""
+    came = ("forwarded-from", b"0/5/%d" % (NOW_MS - 5 * DAY_MS))
+    first, again = body("a", age_ms=9 * DAY_MS + 1), body("a", age_ms=5 * DAY_MS)
+    for forgets in (False, True):
+        partition = Partition()
+        partition.take(Record(0, first, NOW_MS - 9 * DAY_MS - 1))
+        if forgets:
+            partition.dedupe.forget_before(NOW_MS)
+        partition.take(
+            Record(1, again, headers=[came]),
+            Record(2, again, NOW_MS + 4 * DAY_MS, headers=[came]),
+        )
+        assert partition.fates() == {0: "row", 1: "row", 2: "rejected"}
+        assert partition.taken.rows[1].recorded_at_ms == NOW_MS - 5 * DAY_MS
 
 
 def test_the_time_of_the_original_judges_a_replay() -> None:

@@ -8,6 +8,7 @@ from pipeline.core.event_codec import TimeLimits
 from pipeline.core.home import judging_time_ms
 from pipeline.core.replays import (
     RejectedSource,
+    earliest_copy_ms,
     keeping_ms,
     kept_time_ms,
     read_rejected,
@@ -83,6 +84,20 @@ def test_the_time_of_the_original_is_kept_while_ids_are_remembered() -> None:
     assert kept(10 * DAY_MS, 5 * DAY_MS, forwarded=6 * DAY_MS) == 6 * DAY_MS
     assert kept(10 * DAY_MS, 8 * DAY_MS) == 8 * DAY_MS
     assert kept(10 * DAY_MS, 8 * DAY_MS + 1) is None
+
+
+@pytest.mark.parametrize(
+    ("rejected_ago", "came_ago", "asked_ago"),
+    [(0, None, 9), (5, None, 14), (20, None, 29), (1, 6, 15), (1, 8, 17), (1, 400, 17), (0, -1, 9)],
+)
+def test_the_ledger_is_asked_from_a_horizon_before_the_time_that_judges(
+    rejected_ago: int, came_ago: int | None, asked_ago: int
+) -> None:
+    came = (
+        [] if came_ago is None else [("forwarded-from", b"1/5/%d" % (NOW_MS - came_ago * DAY_MS))]
+    )
+    asked_ms = earliest_copy_ms(source(*came), NOW_MS - rejected_ago * DAY_MS, NOW_MS, 9)
+    assert (NOW_MS - asked_ms) / DAY_MS == asked_ago
 
 
 def test_an_event_that_was_in_the_future_is_judged_now() -> None:

@@ -314,29 +314,8 @@ class Deployment:
         self.world.broker_skew_ms += one["ms"]
 
     def _skip(self, one: Input) -> None:
-        # What takes longer to be forwarded than ids are remembered may be counted a second time
-        # (docs/delivery.md): nobody knows any more whether its id was there when it arrived.
-        if self._is_something_on_its_way():
-            self.world.hit("days-put-off")
-            return
         self.world.hit("days-passed")
         self.world.skip(one["ms"])
-
-    def _is_something_on_its_way(self) -> bool:
-        """Whether an event away from its port's home has no copy there yet."""
-        away: set[tuple[int, int]] = set()
-        copied: set[tuple[int, int]] = set()
-        for record in self.records(TOPICS.events, history=True):
-            origin = oracle.forwarded_from(record)
-            if origin is not None:
-                copied.add(origin[:2])
-                continue
-            event = oracle.read_event(record.value)
-            if isinstance(event, dict):
-                home = oracle.home_of(event["port_id"], self.partitions)
-                if home != record.partition:
-                    away.add((record.partition, record.offset))
-        return bool(away - copied)
 
     # -- the cleaner ---------------------------------------------------
 

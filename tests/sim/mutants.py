@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core import accounts, dedupe, outbox, tariffs
+from pipeline.core import accounts, dedupe, intake, outbox, tariffs
 from pipeline.corrections import ledger as corrections_ledger
 from pipeline.corrections import resolver
 from pipeline.ledger import writer
@@ -149,6 +149,54 @@ def ids_are_not_restored(patch: pytest.MonkeyPatch) -> None:
 @mutant
 def ids_are_forgotten_too_early(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(dedupe.DedupeWindow, "forget_before", lambda self, _: self._segments.clear())
+
+
+@mutant
+def what_comes_home_late_is_counted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(intake.Intake, "_judge_late", lambda self, *_: None)
+
+
+@mutant
+def only_a_late_arrival_is_late_at_home(patch: pytest.MonkeyPatch) -> None:
+    """How old the event was when it arrived is left out."""
+
+    def judge(self: Any, occurred_at_us: int, record: Any, limits: Any) -> Any:
+        arrived_ms = intake.judging_time_ms(record.headers, record.timestamp)
+        return judge_late(self, arrived_ms * 1000 + limits.max_skew_us, record, limits)
+
+    judge_late = intake.Intake._judge_late
+    patch.setattr(intake.Intake, "_judge_late", judge)
+
+
+@mutant
+def the_hour_matters_for_what_is_late_at_home(patch: pytest.MonkeyPatch) -> None:
+    """It is not the whole day whose ids must be remembered."""
+
+    class NoDays(int):
+        def __rmod__(self, _: int) -> int:
+            return 0
+
+    patch.setattr(intake, "US_PER_DAY", NoDays())
+
+
+@mutant
+def duplicates_are_told_by_their_first_arrival(patch: pytest.MonkeyPatch) -> None:
+    admit = dedupe.DedupeWindow.admit
+    patch.setattr(
+        dedupe.DedupeWindow,
+        "admit",
+        lambda self, keys, times_ms, _=None: admit(self, keys, times_ms),
+    )
+
+
+@mutant
+def ids_that_came_near_each_other_are_restored_once(patch: pytest.MonkeyPatch) -> None:
+    batch = dedupe.DedupeWindow._admit_batch
+
+    def near(self: Any, words: Any, times_ms: Any, arrived_ms: Any, _: int) -> Any:
+        return batch(self, words, times_ms, arrived_ms, self.horizon_ms)
+
+    patch.setattr(dedupe.DedupeWindow, "_admit_batch", near)
 
 
 @mutant

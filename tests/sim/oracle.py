@@ -346,11 +346,11 @@ class Judge:
         if origin is not None:
             recorded_ms = min(recorded_ms, origin[2])
         age_us = recorded_ms * 1000 - event["occurred_at_us"]
-        if age_us > MAX_AGE_MS * 1000:
+        if age_us > MAX_AGE_MS * 1000 or (origin and _came_home_late(record, event)):
             found.rejected[place] = "too-old"
         elif -age_us > MAX_SKEW_MS * 1000:
             found.rejected[place] = "in-the-future"
-        elif self._is_duplicate(event, recorded_ms):
+        elif self._is_duplicate(event, record.timestamp_ms, recorded_ms):
             found.duplicates.add(place)
         else:
             book = self._book(record, rules, rates)
@@ -360,9 +360,9 @@ class Judge:
                 found.accepted[place] = _accepted(record, event, recorded_ms, book)
                 found.bodies[place] = event
 
-    def _is_duplicate(self, event: dict[str, Any], recorded_ms: int) -> bool:
+    def _is_duplicate(self, event: dict[str, Any], arrived_ms: int, recorded_ms: int) -> bool:
         times = self._times[event["port_id"], event["event_id"]]
-        if any(abs(recorded_ms - known) <= DEDUPE_MS for known in times):
+        if any(abs(arrived_ms - known) <= DEDUPE_MS for known in times):
             return True
         times.append(recorded_ms)
         return False
@@ -379,6 +379,12 @@ class Judge:
         if version not in self._books:
             self._books[version] = RateBook.of(rates, *version)
         return self._books[version]
+
+
+def _came_home_late(record: Record, event: dict[str, Any]) -> bool:
+    """Whether its day began so long before that not all of that day's ids are known any more."""
+    day = event["occurred_at_us"] // (DAY_MS * 1000)
+    return record.timestamp_ms - day * DAY_MS > DEDUPE_MS - MAX_SKEW_MS
 
 
 def _accepted(record: Record, event: dict[str, Any], recorded_ms: int, book: RateBook) -> Accepted:

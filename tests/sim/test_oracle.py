@@ -97,6 +97,22 @@ def test_fates_by_hand() -> None:
     assert found.accepted[0, 2].cost_nano is None
 
 
+@pytest.mark.parametrize(("over_ms", "fate"), [(0, "duplicate"), (1, "rejected")])
+def test_what_comes_home_late_by_hand(over_ms: int, fate: str) -> None:
+    """Counted 300 s before its day began, and forwarded 9 days after that."""
+    midnight_ms = NOON_MS - oracle.DAY_MS // 2
+    first = event(0, occurred_at="2026-11-18T00:00:00Z")
+    first = first._replace(timestamp_ms=midnight_ms - 300_000)
+    came = ("forwarded-from", f"1/4/{NOON_MS + 3 * oracle.DAY_MS}".encode())
+    late = event(1, occurred_at="2026-11-18T23:59:59Z")
+    home_ms = midnight_ms - 300_000 + 9 * oracle.DAY_MS + over_ms
+    late = late._replace(timestamp_ms=home_ms, headers=(came,))
+    other = event(2, event_id="f")._replace(timestamp_ms=home_ms, headers=(came,))
+    found = judged(first, late, other)
+    fates = [found.fates()[0, offset] for offset in range(3)]
+    assert fates == ["accepted", fate, "rejected" if over_ms else "accepted"]
+
+
 def test_a_state_by_hand() -> None:
     policy = {"scope": "port:*", "unit": "cost", "period": "week", "hard_cap": "0.0005"}
     cells = oracle.cells_of(judged(event(0)).accepted.values())

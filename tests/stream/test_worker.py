@@ -383,7 +383,7 @@ async def test_a_policy_set_while_the_worker_starts_is_not_missed(fresh: WorkerD
     assert [n for n in range(number) if f"port:p{n}|tokens|day" not in states] == []
 
 
-async def test_a_forged_forwarding_header_cannot_spoil_the_table(fresh: WorkerDeployment) -> None:
+async def test_a_forged_header_cannot_spoil_the_table(fresh: WorkerDeployment) -> None:
     worker = fresh.start_worker()
     await worker.wait_ready()
     await fresh.publish([event(n) for n in range(10)])
@@ -395,7 +395,7 @@ async def test_a_forged_forwarding_header_cannot_spoil_the_table(fresh: WorkerDe
         b"forger",
         json.dumps(one).encode(),
         partition,
-        [("forwarded-from", b"0/0/86400000")],
+        [("replayed-from", b"0/0/86400000")],
     )
     await fresh.settled()
     assert await worker.stopped() == 0, worker.printed

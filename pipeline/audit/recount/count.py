@@ -108,6 +108,7 @@ class _Judgement:
 
     event: Reading
     recorded_at_ms: int
+    at_home_ms: int
     rules: Rules
 
 
@@ -234,14 +235,17 @@ class Recount:
             rules.max_event_age_days,
             rules.max_future_skew_s,
         )
-        return reason or _Judgement(event, recorded_at_ms, rules)
+        if source is not None and _is_forgotten(event, record.timestamp_ms, rules):
+            reason = "too-old"
+        return reason or _Judgement(event, recorded_at_ms, record.timestamp_ms, rules)
 
     def _count(
         self, offset: int, judged: _Judgement, count: PartitionCount, *, counts: bool
     ) -> None:
         event, at_ms, rules = judged.event, judged.recorded_at_ms, judged.rules
         digest = _id_digest(event.port_id, event.event_id)
-        if count.ids.has_near(digest, at_ms, rules.dedupe_days * DAY_MS):
+        # Ids are forgotten by the time at home, so a duplicate is told by that time, too.
+        if count.ids.has_near(digest, judged.at_home_ms, rules.dedupe_days * DAY_MS):
             if counts:
                 count.duplicates.append(offset)
             return
@@ -296,6 +300,16 @@ def record_digest(key: bytes | None, value: bytes | None, headers: Headers, note
         hasher.update(b"-" if part is None else b"%d:" % len(part))
         hasher.update(part or b"")
     return hasher.digest()
+
+
+def _is_forgotten(event: Reading, at_home_ms: int, rules: Rules) -> bool:
+    """Whether an event of this id and day may have been accepted and be forgotten since.
+
+    It was accepted ``max_future_skew_s`` before the day began at the earliest.
+    """
+    day_ms = event.occurred_at_us // (DAY_MS * 1_000) * DAY_MS
+    earliest_ms = day_ms - rules.max_future_skew_s * 1_000
+    return earliest_ms < at_home_ms - rules.dedupe_days * DAY_MS
 
 
 def _digest_at(source: Place, record: LogRecord) -> bytes:
