@@ -5,7 +5,6 @@ order in which a flush takes effect stands in ``stream.flush_loop``.
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -111,8 +110,7 @@ class PriceStage:
         next_offset = self._gathered.next_offset
         if self.inbox.is_empty and fetched is not None and self.inbox.reached >= fetched.highwater:
             # Nothing was there beyond what is contained, when that fetch was asked for.
-            age_ms = math.ceil((time.monotonic() - fetched.asked_at_s) * 1000)
-            self._as_of_ms = max(self._as_of_ms, self._context.clock.now_ms() - age_ms)
+            self._as_of_ms = max(self._as_of_ms, self._context.clock.at_ms(fetched.asked_at_s))
             next_offset = max(next_offset, self.inbox.reached)
         return Partial(
             PARTIAL_VERSION,

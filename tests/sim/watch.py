@@ -101,8 +101,10 @@ class Watch:
         through = {int(source): offset for source, offset in body["through"].items()}
         for source, offset in through.items():
             self._judge_up_to(source, min(offset, self._reached.get(source, 0)))
+        as_of_day = body["as_of_ms"] // oracle.DAY_MS
         for (partition, key), state in self._states.items():
-            if partition == number:
+            # A period that is over by then is spoken for by the state of the next, which follows.
+            if partition == number and as_of_day < _day(state["resets_at"]):
                 self._check_used(key, state, through, at_most=False)
         self._check_as_of(number, body["as_of_ms"], through, entry)
 
