@@ -54,6 +54,8 @@ from pipeline.web.rate_feed import RateFeed
 from pipeline.web.rejected import RejectedEndpoints
 from pipeline.web.reports import ReportEndpoints
 from pipeline.web.request_count import RequestCount
+from pipeline.web.run_endpoints import RunEndpoints
+from pipeline.web.runs import Runs
 from pipeline.web.server import Tls, address, bind, serve
 from pipeline.web.state_feed import StateFeed
 from pipeline.web.state_stream import Streams
@@ -91,6 +93,7 @@ class Api:
         self.rates = RateFeed(client, topics.rates, settings.price_lead_s, settings.currency)
         self.names = NameFeed(client, topics)
         self.ledger = LedgerReads(settings)
+        self.runs = Runs(settings)
         gate = Gate(ring)
         self.streams = Streams(self.states, MAX_STREAMS, gate.still_admits)
         limits = TimeLimits.of(settings.max_event_age_days, settings.max_future_skew_s)
@@ -115,6 +118,7 @@ class Api:
             *ReportEndpoints(settings, client, topics.notices).routes(gate),
             *NameEndpoints(client, topics, self.names).routes(gate),
             *RejectedEndpoints(client, topics.rejected).routes(gate),
+            *RunEndpoints(self.runs).routes(gate),
             *WhoamiEndpoint(settings).routes(gate),
             *self._usage_routes(gate, settings.currency),
             *page_routes(),
@@ -213,6 +217,7 @@ class Api:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.runs.close()
             self.ledger.close()
 
 
