@@ -302,8 +302,8 @@ def test_a_rate_is_added_for_a_model_without_one(open_page: OpenPage, client: ht
     page.get_by_label("Input (USD a million)").fill("2.5")
     page.get_by_label("Output (USD a million)").fill("10")
     page.get_by_role("button", name="Publish the rate").click()
-    command = "tallyport reprice --dry-run --provider acme --model frontier-x1"
-    expect(page.get_by_text(command)).to_be_visible()
+    expect(page.get_by_text("for acme/frontier-x1 is published")).to_be_visible()
+    expect(page.get_by_role("button", name="Show what it would change")).to_be_visible()
     expect(page.get_by_role("table", name="Rates that were set")).to_contain_text("frontier-x1")
     rates = client.get("/v1/prices").json()["rates"]
     assert rates[-1]["rate"]["per_million"] == {"input_tokens": "2.5", "output_tokens": "10"}
