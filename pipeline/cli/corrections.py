@@ -38,6 +38,12 @@ _wait = click.option(
     show_default=True,
     help="Seconds to wait until the ledger has them.",
 )
+_rows = click.option(
+    "--rows",
+    "most_rows",
+    type=click.IntRange(0),
+    help="Print at most so many rows, and refusals; the sums are of all. Default: all.",
+)
 _id = click.option(
     "--id", "correction_id", help="The correction's id; sent twice it counts once. Default: new."
 )
@@ -88,6 +94,7 @@ def amend(
 @click.option("--provider", help="Only this provider.")
 @click.option("--rate-id", help="The rate; default: whichever the rules choose now.")
 @click.option("--reason", default="reprice", show_default=True, help="Kept with the entries.")
+@_rows
 @_dry_run
 @_wait
 @as_json
@@ -288,11 +295,15 @@ def _refusal(correction: "Correction", rejection: Any) -> dict[str, str]:
 def _show(preview: "Preview", given: dict[str, Any]) -> None:
     if given["json_wanted"]:
         return
-    rows = preview.rows()
-    if rows:
+    rows = preview.rows(given.get("most_rows"))
+    if preview.days:
         print_table(rows, _COLUMNS)
     else:
         click.echo("nothing changes")
+    if left_out := len(preview.days) - len(rows):
+        total = preview.total()
+        click.echo(f"{left_out} rows are not shown; all together: {total['events']} events, cost "
+                   f"{total['cost_before']} to {total['cost_after']}")  # fmt: skip
 
 
 def _report(
@@ -304,17 +315,21 @@ def _report(
     done: bool,
     left: Any = None,
 ) -> int:
+    most = given.get("most_rows")
     if given["json_wanted"]:
         body = {
             "dry_run": given["dry_run"],
-            "changes": preview.rows(),
+            "changes": preview.rows(most),
+            "rows": len(preview.days),
+            "total": preview.total(),
             "sent": sent,
-            "rejected": refused,
+            "refused": len(refused),
+            "rejected": refused[:most],
             "in_ledger": done and not given["dry_run"] and sent > len(refused),
         }
         print_json(body if left is None else {**body, "left": left.to_json()})
     else:
-        for one in refused:
+        for one in refused[:most]:
             click.echo(f"rejected: {one['correction_id']}: {one['reason']}: {one['detail']}")
         if not given["dry_run"]:
             click.echo(f"sent {sent}, rejected {len(refused)}")

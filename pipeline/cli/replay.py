@@ -37,6 +37,9 @@ class Offsets(click.ParamType):
 @click.option(
     "--reason", "reasons", multiple=True, type=click.Choice(REASONS), help="Only these reasons."
 )
+@click.option(
+    "--port-id", "ports", multiple=True, help="Only records whose body names these ports."
+)
 @click.option("--from", "start", type=Time(), help="Rejected at this date or time or later (UTC).")
 @click.option("--to", "end", type=Time(), help="Rejected before this date or time (UTC).")
 @click.option(
@@ -49,6 +52,7 @@ class Offsets(click.ParamType):
 @as_json
 def replay_rejected(
     reasons: tuple[str, ...],
+    ports: tuple[str, ...],
     start: datetime | None,
     end: datetime | None,
     partitions: tuple[int, ...],
@@ -72,6 +76,7 @@ def replay_rejected(
     first, last = offsets or (0, None)
     choice = Choice(
         reasons=frozenset(reasons),
+        ports=frozenset(ports),
         start_ms=_ms(start),
         end_ms=_ms(end),
         partitions=frozenset(partitions),

@@ -25,7 +25,7 @@ _COMMANDS = {
     "ledger-server": _Entry("running", "Run the embedded ClickHouse."),
     "topics": _Entry("setup", "Create or check the Kafka topics."),
     "migrate": _Entry("setup", "Apply or report the ClickHouse migrations."),
-    "check": _Entry("setup", "Validate the settings and reach every configured server."),
+    "check": _Entry("check", "Validate the settings and reach every configured server."),
     "emit": _Entry("events", "Send events from a file or stdin."),
     "watch": _Entry("watch", "Follow budget states live."),
     "budgets": _Entry("budgets", "List, show and change budget policies."),

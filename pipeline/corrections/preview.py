@@ -1,6 +1,6 @@
 """What corrections change, per port and day, before anything is written."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pipeline.core.corrections import Entry, Standing
@@ -19,6 +19,28 @@ class DayChange:
     cost_after_nano: int = 0
     unpriced_before: int = 0
     unpriced_after: int = 0
+
+    def add(self, other: "DayChange") -> None:
+        """Adds those of another port or day."""
+        for name in _AMOUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "events": self.count,
+            "tokens_before": self.tokens_before,
+            "tokens_after": self.tokens_after,
+            "tokens_delta": self.tokens_after - self.tokens_before,
+            "cost_before": format_nano(self.cost_before_nano),
+            "cost_after": format_nano(self.cost_after_nano),
+            "cost_delta": format_nano(self.cost_after_nano - self.cost_before_nano),
+            "unpriced_before": self.unpriced_before,
+            "unpriced_after": self.unpriced_after,
+        }
+
+
+_AMOUNTS = tuple(one.name for one in fields(DayChange))
 
 
 @dataclass(slots=True)
@@ -43,21 +65,17 @@ class Preview:
         change.unpriced_before += unpriced
         change.unpriced_after += unpriced + entry.unpriced_requests
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row for each day and port, in their order; money as decimal strings."""
+    def rows(self, most: int | None = None) -> list[dict[str, Any]]:
+        """One row for each day and port, in their order, the first ``most``; money as decimal
+        strings."""
         return [
-            {
-                "date": day,
-                "port_id": port_id,
-                "events": change.count,
-                "tokens_before": change.tokens_before,
-                "tokens_after": change.tokens_after,
-                "tokens_delta": change.tokens_after - change.tokens_before,
-                "cost_before": format_nano(change.cost_before_nano),
-                "cost_after": format_nano(change.cost_after_nano),
-                "cost_delta": format_nano(change.cost_after_nano - change.cost_before_nano),
-                "unpriced_before": change.unpriced_before,
-                "unpriced_after": change.unpriced_after,
-            }
-            for (day, port_id), change in sorted(self.days.items())
+            {"date": day, "port_id": port_id, **change.to_json()}
+            for (day, port_id), change in sorted(self.days.items())[:most]
         ]
+
+    def total(self) -> dict[str, Any]:
+        """The sums of all rows."""
+        whole = DayChange()
+        for change in self.days.values():
+            whole.add(change)
+        return whole.to_json()

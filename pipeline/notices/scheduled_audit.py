@@ -8,14 +8,13 @@ import asyncio
 import contextlib
 import json
 import logging
-import sys
 from typing import Any, Final
 
 from pipeline.core.windows import format_boundary
 from pipeline.notices.book import NoticeBook
 from pipeline.notices.letters import letter
 from pipeline.notices.notice import DAY_MS, Draft, Message
-from pipeline.ops.tether import tethered
+from pipeline.ops.tether import in_background, tethered
 
 HOUR_MS: Final = 3_600_000
 FIRST_HOUR: Final = 3
@@ -23,10 +22,6 @@ FIRST_HOUR: Final = 3
 TIMEOUT_S: Final = 3600.0
 KEEP_DAYS: Final = 32
 DIFFERS, FAILED, AGREED = "audit.difference", "audit.failed", "audit.agreed"
-_NICENESS = 10
-_START = (
-    f"import os, runpy; os.nice({_NICENESS}); runpy.run_module('pipeline', run_name='__main__')"
-)
 _SHOWN = 10
 
 log = logging.getLogger(__name__)
@@ -40,7 +35,7 @@ class ScheduledAudit:
 
     def __init__(self, every_h: int, command: tuple[str, ...] | None = None) -> None:
         self._every_h = every_h
-        self._command = command or (sys.executable, "-c", _START, "audit", "--json")
+        self._command = command or tuple(in_background("audit", "--json"))
 
     async def look(self, book: NoticeBook, now_ms: int) -> list[Draft]:
         """Makes the audit when a turn is due; what comes of it."""

@@ -7,7 +7,8 @@ Kafka still has the events themselves.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline.core.errors import Refused
 from pipeline.core.windows import DAY_MS, oldest_day_needed
+from pipeline.faults import point
 from pipeline.kafka import check_kafka, client_kwargs
 from pipeline.ledger.client import connect, ledger_address, ledger_errors
 from pipeline.ledger.day_marks import QUIET_S
@@ -26,12 +28,14 @@ from pipeline.ledger.dropping import drop_month, finish_interrupted
 from pipeline.ledger.export import Content, write_month
 from pipeline.ledger.migrate import pending
 from pipeline.ledger.months import Month
+from pipeline.ops.folder_lock import FolderLock
 from pipeline.settings import Settings
 from pipeline.stream.epoch import read_epoch
 from pipeline.stream.tables import read_tables
 from pipeline.stream.topics import Topics
 
 QUERY_TIMEOUT_S = 3_600
+LOCK_NAME = "export-drop.lock"
 ID_SLACK_DAYS = 2
 """What a restore reads of ids beyond the horizon."""
 
@@ -74,8 +78,38 @@ def export_months(
 
     ``done`` is told how many are finished. Raises ``Refused`` for a month that is needed, that the
     ledger has nothing of or that was dropped before, before anything of it is written; months
-    before it are done then.
+    before it are done then, and while another process drops months from this data folder.
     """
+    with _alone(settings) if drop else nullcontext():
+        return _export_all(settings, sorted(set(months)), folder, drop=drop, done=done)
+
+
+@contextmanager
+def _alone(settings: Settings) -> Generator[None]:
+    """One drop at a time: each takes what the other has half done for interrupted, and undoes it.
+
+    The lock falls with the process, however it ends.
+    """
+    lock = FolderLock(
+        settings.data_dir / LOCK_NAME,
+        "`tallyport export --drop`",
+        "run this again when it has ended",
+    ).acquire()
+    try:
+        point("export-alone")
+        yield
+    finally:
+        lock.release()
+
+
+def _export_all(
+    settings: Settings,
+    months: Sequence[Month],
+    folder: Path,
+    *,
+    drop: bool,
+    done: Callable[[int], None],
+) -> list[ExportedMonth]:
     address = ledger_address(settings, write=True)  # a reader's limits are too narrow for a month
     client = connect(address, query_timeout_s=QUERY_TIMEOUT_S)
     found: list[ExportedMonth] = []
@@ -86,7 +120,7 @@ def export_months(
                     f"the ledger lacks {len(missing)} migrations (first {missing[0]}); "
                     "run `tallyport migrate`"
                 )
-            for month in sorted(set(months)):
+            for month in months:
                 found.append(_export(settings, client, month, folder, drop=drop))
                 done(len(found))
     finally:

@@ -17,12 +17,19 @@ class FolderLock:
 
     Pass ``fileno()`` on to child processes: they hold the lock too, so a new owner does not start
     beside what is still dying of an old one. When the owner itself has gone, ``acquire`` waits up
-    to ``LEFTOVER_WAIT_S`` for its children. Raises ``Refused`` while another owner lives.
+    to ``LEFTOVER_WAIT_S`` for its children. Raises ``Refused`` while another owner lives; what
+    may be done then is in ``advice``.
     """
 
-    def __init__(self, path: Path, what: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        what: str,
+        advice: str = "stop it first, or set TALLYPORT_DATA_DIR to another folder",
+    ) -> None:
         self._path = path
         self._what = what
+        self._advice = advice
         self._fd = -1
 
     def acquire(self) -> Self:
@@ -35,7 +42,7 @@ class FolderLock:
                 os.close(fd)
                 raise Refused(
                     f"{self._what} is already running on {self._path.parent} (process "
-                    f"{owner_pid}); stop it first, or set TALLYPORT_DATA_DIR to another folder"
+                    f"{owner_pid}); {self._advice}"
                 )
             time.sleep(_POLL_S)
         os.ftruncate(fd, 0)

@@ -45,6 +45,7 @@ from pipeline.ledger.accepted import accepted_events
 from pipeline.ledger.client import ledger_reader
 from pipeline.settings import Settings
 from pipeline.stream.reader import read_to_end, topic_partitions
+from pipeline.stream.rejected_log import port_in
 from pipeline.stream.replay_log import ReplayMarks, mark_record, marks_of, read_marks
 from pipeline.stream.topics import Topics
 from pipeline.stream.transaction import FencedProducer, Outbox, Record
@@ -61,10 +62,12 @@ class Choice:
     """Which rejected records are meant; what is empty or None does not limit.
 
     Times (of rejection, ``end_ms`` exclusive), partitions and offsets (inclusive) are those of
-    ``usage.rejected``. ``again`` takes also those that were sent again before.
+    ``usage.rejected``. ``ports`` are those that the bodies name; a record that names none is none
+    of them. ``again`` takes also those that were sent again before.
     """
 
     reasons: frozenset[str] = frozenset()
+    ports: frozenset[str] = frozenset()
     start_ms: int | None = None
     end_ms: int | None = None
     partitions: frozenset[int] = frozenset()
@@ -81,6 +84,7 @@ class Choice:
             and (not self.partitions or record.partition in self.partitions)
             and record.offset >= self.first_offset
             and (self.last_offset is None or record.offset <= self.last_offset)
+            and (not self.ports or port_in(record.value or b"") in self.ports)
         )
 
 
@@ -228,7 +232,15 @@ class Replay:
             return None
         if source.topic == self._topics.events:
             candidate.found = decode_event(record.value, source.headers)
+        if self._is_of_another_port(candidate.found):
+            report.chosen -= 1
+            return None
         return candidate
+
+    def _is_of_another_port(self, found: Event | Rejection | None) -> bool:
+        """An envelope may name one port, and the event in it, which is what counts, another."""
+        ports = self._choice.ports
+        return bool(ports) and isinstance(found, Event) and found.port_id not in ports
 
     async def _send(self, candidates: Sequence[_Candidate], ledger: Client) -> None:
         """Sends a batch, but for what the ledger has; step 5 of the run."""

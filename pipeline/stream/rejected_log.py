@@ -204,7 +204,7 @@ def _rejected(record: ConsumerRecord) -> Rejected:
         source_offset=_number(named.get("source-offset")),
         partition=record.partition,
         offset=record.offset,
-        port_id=_port_id(value),
+        port_id=port_in(value),
         size_bytes=len(value),
         preview=value[:PREVIEW_BYTES].decode("utf-8", "replace"),
         is_cut=len(value) > PREVIEW_BYTES,
@@ -215,8 +215,8 @@ def _number(text: str | None) -> int | None:
     return int(text) if text is not None and text.isascii() and text.isdigit() else None
 
 
-def _port_id(value: bytes) -> str | None:
-    """The port that the body names, in an envelope or not."""
+def port_in(value: bytes) -> str | None:
+    """The port that a record's body names, in an envelope or not; None where it names none."""
     if len(value) > PARSED_BYTES:
         return None
     try:

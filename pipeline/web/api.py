@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from pipeline.core.errors import ConfigurationError, TallyportError
+from pipeline.core.errors import TallyportError
 from pipeline.core.event_codec import TimeLimits
 from pipeline.core.policies import Policy
 from pipeline.kafka import client_kwargs
@@ -39,9 +39,9 @@ from pipeline.web.guarded_http import allow_connections
 from pipeline.web.health import health_routes
 from pipeline.web.id_usage import IdUsageEndpoints
 from pipeline.web.ingest import EventsEndpoint, Intake
-from pipeline.web.key_ring import KeyRing
+from pipeline.web.key_ring import KeyRing, open_ring
 from pipeline.web.ledger_reads import LedgerReads
-from pipeline.web.loopback import LoopbackOnly, is_loopback
+from pipeline.web.loopback import LoopbackOnly
 from pipeline.web.name_feed import NameFeed
 from pipeline.web.names import NameEndpoints
 from pipeline.web.openapi import openapi_routes
@@ -54,6 +54,8 @@ from pipeline.web.rate_feed import RateFeed
 from pipeline.web.rejected import RejectedEndpoints
 from pipeline.web.reports import ReportEndpoints
 from pipeline.web.request_count import RequestCount
+from pipeline.web.run_endpoints import RunEndpoints
+from pipeline.web.runs import Runs
 from pipeline.web.server import Tls, address, bind, serve
 from pipeline.web.state_feed import StateFeed
 from pipeline.web.state_stream import Streams
@@ -91,6 +93,7 @@ class Api:
         self.rates = RateFeed(client, topics.rates, settings.price_lead_s, settings.currency)
         self.names = NameFeed(client, topics)
         self.ledger = LedgerReads(settings)
+        self.runs = Runs(settings)
         gate = Gate(ring)
         self.streams = Streams(self.states, MAX_STREAMS, gate.still_admits)
         limits = TimeLimits.of(settings.max_event_age_days, settings.max_future_skew_s)
@@ -115,6 +118,7 @@ class Api:
             *ReportEndpoints(settings, client, topics.notices).routes(gate),
             *NameEndpoints(client, topics, self.names).routes(gate),
             *RejectedEndpoints(client, topics.rejected).routes(gate),
+            *RunEndpoints(self.runs).routes(gate),
             *WhoamiEndpoint(settings).routes(gate),
             *self._usage_routes(gate, settings.currency),
             *page_routes(),
@@ -213,6 +217,7 @@ class Api:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.runs.close()
             self.ledger.close()
 
 
@@ -232,7 +237,7 @@ def run_api(settings: Settings, tls: Tls | None = None) -> int:
     Raises ``ConfigurationError`` where it would be open to the network without keys, a file is not
     readable or the port is in use.
     """
-    ring = _key_ring(settings)
+    ring = open_ring(settings)
     allow_connections()
     listener = bind(settings.api_host, settings.api_port, variable("api_port"))
     scheme = "http" if tls is None else "https"
@@ -260,17 +265,3 @@ def _tune_collector() -> None:
     # walking through the former after every 700 of the latter.
     gc.freeze()
     gc.set_threshold(GC_YOUNG_OBJECTS, 50, 100)
-
-
-def _key_ring(settings: Settings) -> KeyRing | None:
-    """The keys; None where there is no file, and so only this machine may ask."""
-    if settings.api_keys_file is None:
-        if not is_loopback(settings.api_host):
-            raise ConfigurationError(
-                f"{variable('api_host')} must be a loopback address such as 127.0.0.1 "
-                f"while {variable('api_keys_file')} is not set"
-            )
-        return None
-    if not settings.api_keys_file.is_file():
-        raise ConfigurationError(f"{variable('api_keys_file')} no file at {settings.api_keys_file}")
-    return KeyRing(settings.api_keys_file)

@@ -6,13 +6,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.core.errors import ConfigurationError
+from pipeline.settings import Settings, variable
 from pipeline.web.key_file import Key, KeyTable, read_keys
+from pipeline.web.loopback import is_loopback
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.5
 
 _Stamp = tuple[int, int, int]
+
+
+def open_ring(settings: Settings) -> "KeyRing | None":
+    """The keys of the API; None where there is no file, and so only this machine may ask.
+
+    Raises ``ConfigurationError`` where the network could ask without a key, and for a file that
+    is missing or damaged.
+    """
+    path = settings.api_keys_file
+    if path is not None:
+        if not path.is_file():
+            raise ConfigurationError(f"{variable('api_keys_file')} no file at {path}")
+        return KeyRing(path)
+    if not is_loopback(settings.api_host):
+        raise ConfigurationError(
+            f"{variable('api_host')} must be a loopback address such as 127.0.0.1 "
+            f"while {variable('api_keys_file')} is not set"
+        )
+    return None
 
 
 class KeyRing:

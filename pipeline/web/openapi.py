@@ -20,6 +20,7 @@ from pipeline.web.id_usage import ORDERS
 from pipeline.web.ingest import REASONS, Result
 from pipeline.web.otlp_messages import PROTOBUF
 from pipeline.web.problems import MEDIA_TYPE
+from pipeline.web.run_endpoints import ReplayBody, RepriceBody
 from pipeline.web.states import CheckBody
 from pipeline.web.usage_rows import FILTERS, SPAN
 
@@ -55,7 +56,7 @@ def _encoded() -> bytes:
 def document() -> Json:
     """The OpenAPI 3.1 document."""
     _, types = msgspec.json.schema_components(
-        (CheckBody, Result), ref_template="#/components/schemas/{name}"
+        (CheckBody, ReplayBody, RepriceBody, Result), ref_template="#/components/schemas/{name}"
     )
     components = {
         **types,
@@ -63,6 +64,7 @@ def document() -> Json:
         "Name": _name(),
         "Policy": _policy(),
         "Problem": _problem(),
+        "Run": _run(),
     }
     return {
         "openapi": "3.1.0",
@@ -92,6 +94,7 @@ def _paths() -> Json:
         **_usage(),
         **_id_usage(),
         **_rejected(),
+        **_runs(),
     }
 
 
@@ -301,6 +304,35 @@ def _rejected() -> Json:
     }
 
 
+def _runs() -> Json:
+    """Dry runs, and what is started from them."""
+    run: Json = {"$ref": "#/components/schemas/Run"}
+    runs: Json = {
+        "type": "object",
+        "required": ["runs"],
+        "properties": {"runs": {"type": "array", "items": run}},
+    }
+    begun: dict[str, Json | None] = {"202": run}
+    named = [_path("id", {"type": "string"})]
+
+    def dry_run(summary: str, body: str) -> Json:
+        schema = _body({JSON: {"$ref": f"#/components/schemas/{body}"}})
+        return {"post": _operation(summary, begun, schema, more=("409",))}
+
+    start = _operation("Start what a dry run has shown", begun, more=("409",))
+    return {
+        "/v1/reprices": dry_run("What pricing booked events again would change", "RepriceBody"),
+        "/v1/replays": dry_run("What sending rejected records again would do", "ReplayBody"),
+        "/v1/runs": {"get": _operation("The last runs", {"200": runs})},
+        "/v1/runs/{id}": {
+            "parameters": named,
+            "get": _operation("A run and its progress", {"200": run}),
+            "delete": _operation("Stop a run", {"204": None}),
+        },
+        "/v1/runs/{id}/start": {"parameters": named, "post": start},
+    }
+
+
 def _usage_filters() -> list[Json]:
     kinds: Json = {"kind": {"enum": [*KINDS]}, "billing_scope": {"enum": [*BILLING_SCOPES]}}
     return [_query(name, kinds.get(name, {"type": "string"})) for name in (*FILTERS, *SPAN)]
@@ -413,6 +445,29 @@ def _name() -> Json:
             "email": {**text, "maxLength": MAX_EMAIL_LENGTH},
         },
     }
+
+
+def _run() -> Json:
+    text: Json = {"type": "string"}
+    number: Json = {"type": "integer"}
+    properties: Json = {
+        "id": text,
+        "kind": {"enum": ["reprice", "replay"]},
+        "dry_run": {"type": "boolean"},
+        "state": {"enum": ["running", "done", "failed", "stopped"]},
+        "selection": _ANY,
+        "started_by": text,
+        "started_at": text,
+        "ended_at": {"type": ["string", "null"]},
+        "progress": {
+            "type": "object",
+            "required": ["done", "total"],
+            "properties": {"done": number, "total": {"type": ["integer", "null"]}},
+        },
+        "result": {"type": ["object", "null"]},
+        "problem": {"type": ["string", "null"]},
+    }
+    return {"type": "object", "required": [*properties], "properties": properties}
 
 
 def _problem() -> Json:

@@ -36,8 +36,11 @@ def choice(request: Request, name: str, allowed: Collection[str]) -> str | None:
 def moment(request: Request, name: str) -> datetime | None:
     """A date or an RFC 3339 time under ``name``, UTC where it names no offset."""
     text = request.query_params.get(name)
-    if text is None:
-        return None
+    return None if text is None else moment_of(name, text)
+
+
+def moment_of(name: str, text: str) -> datetime:
+    """The same of a ``text`` from elsewhere; raises ``InvalidField`` for ``name``."""
     try:
         found = datetime.fromisoformat(text)
         return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)

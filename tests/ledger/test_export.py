@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pipeline.ledger.dropping import drop_month, finish_interrupted
 from pipeline.ledger.export import Content, month_content, read_back, write_month
 from pipeline.ledger.months import parse_month
 from pipeline.ledger.rollup import Roller
-from pipeline.ops.export import export_months
+from pipeline.ops.export import LOCK_NAME, export_months
 from pipeline.settings import Settings
 from tests.ledger.priced_blocks import chain
 from tests.stream.conftest import url_of
@@ -209,16 +210,64 @@ def test_months_in_need_are_not_dropped(
         "('old', '2026-02-05', '2026-02-05', 1)"
     )
     client.command("INSERT INTO day_marks VALUES ('2026-02-05', 'x', 1, now64(3))")
-    settings = Settings(clickhouse_url=url_of(address), kafka_bootstrap="127.0.0.1:9")
+    folder = tmp_path / "files"
+    settings = Settings(
+        clickhouse_url=url_of(address), kafka_bootstrap="127.0.0.1:9", data_dir=tmp_path / "data"
+    )
     for month, why in (
         (f"{today:%Y-%m}", "budgets of the running month"),
         ("2026-01", "ids are remembered for 9 days"),
         ("2026-02", "one of its days is open"),
     ):
         with pytest.raises(Refused, match=f"{month} cannot be dropped: .*{why}"):
-            export_months(settings, [parse_month(month)], tmp_path, drop=True)
-    assert list(tmp_path.iterdir()) == []
+            export_months(settings, [parse_month(month)], folder, drop=True)
+    assert not folder.exists()
     assert row_of(client, TOTALS)[0] == 3
     # Without --drop every month may be written, the running one as it is at the moment.
-    found = export_months(settings, [parse_month(f"{today:%Y-%m}")], tmp_path)
+    found = export_months(settings, [parse_month(f"{today:%Y-%m}")], folder)
     assert [(one.rows, one.dropped) for one in found] == [(1, False)]
+
+
+def test_a_second_drop_is_refused_while_one_goes_on(
+    filled: Client, address: LedgerAddress, tmp_path: Path
+) -> None:
+    settings = Settings(
+        clickhouse_url=url_of(address), kafka_bootstrap="127.0.0.1:9", data_dir=tmp_path / "data"
+    )
+    command = [sys.executable, "-m", "pipeline", "export", "2026-11", "--to", str(tmp_path)]
+    environ = {**os.environ, **settings.environ()}
+    before = row_of(filled, TOTALS)
+
+    def drop() -> str:
+        ended = subprocess.run(
+            [*command, "--drop"],
+            env=environ,
+            timeout=60,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == 1
+        return ended.stderr
+
+    first = subprocess.Popen(
+        [*command, "--drop"], env={**environ, "FAULT_POINT": "export-alone:1:hang"}
+    )
+    try:
+        lock = tmp_path / "data" / LOCK_NAME
+        deadline = time.monotonic() + 60
+        while not (lock.exists() and lock.read_text()):
+            assert first.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        told = drop()
+        assert "`tallyport export --drop` is already running" in told
+        assert f"(process {first.pid}); run this again when it has ended" in told
+        # Files alone may be written beside it.
+        subprocess.run(command, env=environ, timeout=60, check=True, capture_output=True)
+    finally:
+        first.kill()
+        first.wait(10)
+    # The lock falls with the process; now the month itself decides.
+    assert "2026-11 cannot be dropped" in drop()
+    assert row_of(filled, TOTALS) == before

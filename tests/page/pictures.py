@@ -36,7 +36,7 @@ PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "changes": ("changes", WIDE),
     "signin": ("", WIDE),
 }
-TALLEST = {"overview": 1420, "port": 1500, "organisation": 1250, "prices": 1300}
+TALLEST = {"overview": 1420, "port": 1500, "organisation": 1250, "prices": 1900, "rejected": 1100}
 """Pictures that may be taller than the window, and how tall."""
 
 

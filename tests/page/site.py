@@ -10,6 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -161,6 +162,23 @@ class Site:
         }
         with self.http("service") as client:
             client.post("/v1/events", content=json.dumps(body)).raise_for_status()
+
+    def reject(self, *values: bytes, content_type: str = "application/json") -> None:
+        """Records that stand on the topic of events without having been judged by the API."""
+        assert self.deployment is not None
+        topics = Topics(self.deployment.settings.topic_prefix)
+        client = {"bootstrap_servers": self.deployment.kafka}
+
+        headers = [("content-type", content_type.encode())]
+
+        async def send() -> None:
+            async with Publisher(client, topics.events) as publisher:
+                futures = [await publisher.send(value, b"", headers, 0) for value in values]
+                await asyncio.gather(*futures)
+
+        # A loop may run in this thread already, which is Playwright's.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, send()).result(WAIT_S)
 
     def wait(self, condition: Any) -> None:
         """Returns once ``condition()`` holds."""

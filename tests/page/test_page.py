@@ -302,8 +302,8 @@ def test_a_rate_is_added_for_a_model_without_one(open_page: OpenPage, client: ht
     page.get_by_label("Input (USD a million)").fill("2.5")
     page.get_by_label("Output (USD a million)").fill("10")
     page.get_by_role("button", name="Publish the rate").click()
-    command = "tallyport reprice --dry-run --provider acme --model frontier-x1"
-    expect(page.get_by_text(command)).to_be_visible()
+    expect(page.get_by_text("for acme/frontier-x1 is published")).to_be_visible()
+    expect(page.get_by_role("button", name="Show what it would change")).to_be_visible()
     expect(page.get_by_role("table", name="Rates that were set")).to_contain_text("frontier-x1")
     rates = client.get("/v1/prices").json()["rates"]
     assert rates[-1]["rate"]["per_million"] == {"input_tokens": "2.5", "output_tokens": "10"}
@@ -329,13 +329,135 @@ def test_users_page_through_their_events(open_page: OpenPage, client: httpx.Clie
 def test_rejected_records_by_reason(open_page: OpenPage) -> None:
     page = open_page("overview")
     page.get_by_role("link", name="malformed-json").click()
-    expect(page.get_by_label("Reason")).to_have_value("malformed-json")
-    command = "tallyport replay-rejected --dry-run --reason malformed-json"
-    expect(page.get_by_text(command)).to_be_visible()
+    expect(page.get_by_label("Shown reason")).to_have_value("malformed-json")
+    expect(page.get_by_label("Reason", exact=True)).to_have_value("malformed-json")
     record = page.locator(".records li").first
     expect(record).to_contain_text("malformed-json")
     record.get_by_text("The record").click()
     expect(record.locator("pre")).to_be_visible()
+
+
+def test_a_model_without_a_price_gets_one_and_what_is_booked_too(
+    open_page: OpenPage, site: Site, client: httpx.Client, axe: str
+) -> None:
+    name = uuid.uuid4().hex[:8]
+    model, port = f"frontier-{name}", f"pier-{name}"
+    for _ in range(3):
+        site.send(port_id=port, provider="acme", model=model, input_tokens=2_000_000)
+    unpriced = f"/v1/usage/unpriced?port_id={port}"
+    site.wait(lambda: sum_of(client, unpriced) == 3)
+    page = open_page("prices", bypass_csp=True)
+    page.get_by_role("button", name=f"Add a rate for {model}").click()
+    page.get_by_label(re.compile("^Input")).fill("0.25")
+    page.get_by_label("Holds").select_option("back")
+    page.get_by_role("button", name="Publish the rate").click()
+    page.get_by_role("button", name="Show what it would change").click()
+    run = page.locator(".run")
+    expect(run).to_have_attribute("data-state", "done")
+    expect(run).to_contain_text("3 calls would change. Cost $0.00 → $1.50 (+$1.50)")
+    expect(run.get_by_role("row", name=re.compile(port))).to_contain_text("3 → 0")
+    assert sum_of(client, unpriced) == 3
+    assert serious(page, axe) == []
+    run.get_by_role("button", name="Reprice these calls").click()
+    expect(run).to_contain_text("3 calls changed, and are in the ledger.")
+    expect(page.locator("#announcer")).to_have_text("It is done.")
+    assert sum_of(client, unpriced) == 0
+    [row] = client.get(f"/v1/usage?port_id={port}").json()["rows"]
+    assert (row["cost"], row["requests"]) == ("1.5", 3)
+    # What was done is shown again after a reload, and looking again finds nothing left to do.
+    page.reload()
+    expect(page.locator(".run")).to_contain_text("3 calls changed")
+    page.get_by_role("textbox", name="Model").nth(1).fill(model)
+    page.get_by_role("button", name="Show what would change").click()
+    expect(page.locator(".run")).to_contain_text("Nothing would change. Left as they are: 3")
+    expect(page.get_by_role("button", name="Reprice these calls")).to_have_count(0)
+
+
+def sum_of(client: httpx.Client, unpriced: str) -> int:
+    models = client.get(unpriced).raise_for_status().json()["models"]
+    return sum(one["unpriced_requests"] for one in models)
+
+
+def test_wrong_dates_of_a_reprice_are_told_beside_their_field(open_page: OpenPage) -> None:
+    page = open_page("prices")
+    start = page.get_by_label("From (UTC)")
+    for typed, told in (
+        ("", "Is needed."),
+        ("yesterday", "must be a date"),
+        ("2099-01-01", "must lie before to"),
+    ):
+        start.fill(typed)
+        page.get_by_role("button", name="Show what would change").click()
+        expect(page.get_by_text(told)).to_be_visible()
+        expect(start).to_have_attribute("aria-invalid", "true")
+        expect(start).to_be_focused()
+
+
+def test_rejected_records_are_sent_again(
+    open_page: OpenPage, site: Site, client: httpx.Client, axe: str
+) -> None:
+    port = f"gate-{uuid.uuid4().hex[:8]}"
+    site.reject(*(json.dumps({"port_id": port, "event_id": str(n)}).encode() for n in range(2)))
+    site.wait(lambda: rejected_of(client, port) == 2)
+    page = open_page("rejected?reason=missing-field", bypass_csp=True)
+    page.get_by_label("Port").fill(port)
+    page.get_by_role("button", name="Show what would be sent").click()
+    run = page.locator(".run")
+    expect(run).to_contain_text("2 records would be sent.")
+    expect(run).to_contain_text("2 to be rejected again: missing-field")
+    assert serious(page, axe) == []
+    run.get_by_role("button", name="Send these records again").click()
+    expect(run).to_contain_text("2 records were sent.")
+    site.wait(lambda: rejected_of(client, port) == 4)
+    page.get_by_role("button", name="Show what would be sent").click()
+    expect(run).to_contain_text("0 records would be sent.")
+    expect(run).to_contain_text("Left out: 4 sent again before.")
+    expect(run.get_by_role("button", name="Send these records again")).to_have_count(0)
+
+
+def rejected_of(client: httpx.Client, port: str) -> int:
+    records = client.get("/v1/rejected?limit=200").raise_for_status().json()["records"]
+    return sum(one["port_id"] == port for one in records)
+
+
+def test_a_reader_is_not_offered_to_start_anything(open_page: OpenPage) -> None:
+    page = open_page("prices", key="rita")
+    for path, name in (
+        ("prices", "Show what would change"),
+        ("rejected", "Show what would be sent"),
+    ):
+        page.evaluate("path => { location.hash = `#/${path}`; }", path)
+        settled(page)
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        expect(page.get_by_role("button", name=name)).to_have_count(0)
+        expect(page.get_by_role("button", name=re.compile("^Price again"))).to_have_count(0)
+        expect(page.locator(".run")).to_have_count(0)
+    for path in ("reprices", "replays"):
+        refused = page.evaluate(
+            """async (path) => (await fetch(`/v1/${path}`, {method: 'POST', body: '{}', headers: {
+                'Content-Type': 'application/json',
+                Authorization: 'Bearer ' + sessionStorage.getItem('tallyport-key')}})).status""",
+            path,
+        )
+        assert refused == 403
+
+
+def test_a_key_of_one_port_prices_and_sends_again_only_its_own(
+    open_page: OpenPage, site: Site, client: httpx.Client
+) -> None:
+    site.reject(*(json.dumps({"port_id": f"harbor-{n}", "event_id": "1"}).encode() for n in (7, 8)))
+    site.wait(lambda: rejected_of(client, "harbor-8") >= 1)
+    page = open_page("rejected", key="harbor")
+    expect(page.get_by_label("Port", exact=True)).to_have_value("harbor-7")
+    page.get_by_role("button", name="Show what would be sent").click()
+    expect(page.locator(".run")).to_have_attribute("data-state", "done")
+    with site.http("harbor") as own:
+        newest = own.get("/v1/runs").json()["runs"][0]
+    assert newest["result"]["chosen"] >= 1
+    page.goto(page.url.replace("#/rejected", "#/prices"))
+    expect(page.get_by_role("button", name="Publish the rate")).to_have_count(0)
+    page.get_by_role("button", name="Show what would change").click()
+    expect(page.locator(".run")).to_have_attribute("data-state", "done")
 
 
 def test_ten_thousand_ports(open_page: OpenPage, site: Site, client: httpx.Client) -> None:

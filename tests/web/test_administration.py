@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -370,3 +371,20 @@ def test_tls_by_flag(kafka: str, tmp_path: Path) -> None:
         assert process.stop() == 0, process.errors
     finally:
         process.kill()
+
+
+def test_names_that_were_saved_are_written_again(client: httpx.Client) -> None:
+    given = {"user:saved/1%": "Ann", "port:saved 2": "Quay", "group:saved-3": "Team"}
+    for scope, name in given.items():
+        path = f"/v1/names/{quote(scope, safe='')}"
+        body = {"display_name": name, "email": "a@example.com"}
+        assert client.put(path, json=body).status_code == 201
+    asked = {"scope": list(given)}
+    saved = client.get("/v1/names", params=asked).json()["names"]
+    paths = [f"/v1/names/{quote(one['scope'], safe='')}" for one in saved]
+    assert [client.delete(path).status_code for path in paths] == [204] * 3
+    assert client.get("/v1/names", params=asked).json()["names"] == []
+    for path, one in zip(paths, saved, strict=True):
+        assert client.put(path, json=one).status_code == 201
+    assert client.get("/v1/names", params=asked).json()["names"] == saved
+    assert len(saved) == 3

@@ -61,8 +61,8 @@ def api(
 
 # The report answers 503 while no secret is set, the stream does not end.
 LEFT_OUT = "^/v1/(state/stream|reports/weekly)"
-# Each answer of these waits for a server behind the API, so fewer tell enough.
-WAITING = "^/v1/(usage|rejected|names)"
+# Each answer of these waits for a server behind the API, or starts a process: fewer tell enough.
+WAITING = "^/v1/(usage|rejected|names|reprices|replays)"
 
 
 @pytest.mark.parametrize(

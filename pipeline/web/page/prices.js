@@ -3,6 +3,7 @@
 import { Refusal, ask, get, mayChange, query, seesAll, session } from "./api.js";
 import { announce, fill, h } from "./dom.js";
 import { count, time } from "./format.js";
+import { repriceForm } from "./reprice.js";
 import { badge, card, field, head, notice, select, table } from "./widgets.js";
 
 const COUNTERS = {
@@ -19,11 +20,13 @@ export async function show(page) {
   const explained = h("div", {});
   const mayPublish = mayChange() && seesAll();
   const setter = mayPublish && rateForm(page, () => show(page));
+  const repricer = mayChange() && repriceForm(page);
   fill(page.place, head("Prices"),
     h("div", { className: "grid" },
       h("section", { className: "card span-2", id: "unpriced", "aria-labelledby": "unpriced-title" }, h("h2", { id: "unpriced-title" }, "Models without a price"),
-        unpriced.models === null ? notice("bad", unpriced.problem) : unpricedTable(unpriced.models, setter)),
+        unpriced.models === null ? notice("bad", unpriced.problem) : unpricedTable(unpriced.models, setter, repricer)),
       setter && h("section", { className: "card span-2", "aria-labelledby": "set-title" }, h("h2", { id: "set-title" }, "Add a rate"), setter.node),
+      repricer && h("section", { className: "card span-2", "aria-labelledby": "reprice-title" }, h("h2", { id: "reprice-title" }, "Price booked calls again"), repricer.node),
       h("section", { className: "card span-2", "aria-labelledby": "explain-title" }, h("h2", { id: "explain-title" }, "Explain a price"), explainForm(page, explained), explained),
       h("section", { className: "card span-2", "aria-labelledby": "history-title" }, h("h2", { id: "history-title" }, "Rates that were set"), history(rates)),
       rates.ignored.length > 0 && h("section", { className: "card span-2", "aria-labelledby": "ignored-title" }, h("h2", { id: "ignored-title" }, "Rates that are not used"),
@@ -32,18 +35,21 @@ export async function show(page) {
           { title: "Why", cell: (row) => `${row.reason}: ${row.detail}` },
         ], rates.ignored))),
     h("p", { className: "note" }, `Everything else is priced by the built-in book: ${rates.book.source}.`));
+  return { repricer, models: unpriced.models ?? [] };
 }
 
-function unpricedTable(models, setter) {
+function unpricedTable(models, setter, repricer) {
   return [
     table("Models without a price", [
       { title: "Model", cell: (row) => h("span", { className: "named" }, h("span", { className: "name" }, row.model), h("span", { className: "id small" }, row.provider)) },
       { title: "Calls", number: true, cell: (row) => count(row.unpriced_requests) },
       { title: "First seen", cell: (row) => row.first_day },
       { title: "Last seen", cell: (row) => row.last_day },
-      setter && { title: "", cell: (row) => h("button", { type: "button", onclick: () => setter.start(row) }, "Add a rate", h("span", { className: "unseen" }, ` for ${row.model}`)) },
+      repricer && { title: "", cell: (row) => h("div", { className: "actions" },
+        setter && h("button", { type: "button", onclick: () => setter.start(row) }, "Add a rate", h("span", { className: "unseen" }, ` for ${row.model}`)),
+        h("button", { type: "button", onclick: () => repricer.start(row) }, "Price again", h("span", { className: "unseen" }, ` calls of ${row.model}`))) },
     ].filter(Boolean), models, "Every call in the ledger has a price."),
-    models.length > 0 && h("p", { className: "note" }, "Their tokens count; their cost is unknown, not zero. A rate added now prices what comes; what is booked already changes by ", h("code", {}, "reprice"), "."),
+    models.length > 0 && h("p", { className: "note" }, "Their tokens count; their cost is unknown, not zero. A rate added now prices what comes; what is booked already changes when it is priced again."),
   ];
 }
 
@@ -102,7 +108,7 @@ function explanation(found) {
     ], found.lost));
 }
 
-/** Publishes a rate for one model, and says how to price what is booked already. */
+/** Publishes a rate for one model, and offers to price what is booked already. */
 function rateForm(page, onPublished) {
   const text = (placeholder) => h("input", { type: "text", autocomplete: "off", spellcheck: "false", placeholder });
   const amount = () => h("input", { type: "text", inputmode: "decimal", autocomplete: "off" });
@@ -123,9 +129,8 @@ function rateForm(page, onPublished) {
     try {
       const { content } = await ask("PUT", "/v1/prices", { body, signal: page.signal });
       announce("The rate is published.");
-      await onPublished();
-      const place = page.place.querySelector("#unpriced");
-      place?.append(published(content.rates[0]));
+      const { repricer, models } = await onPublished();
+      page.place.querySelector("#unpriced")?.append(published(content.rates[0], repricer, models));
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       const name = (error.field ?? "").split(".").at(-1);
@@ -155,10 +160,9 @@ function rateForm(page, onPublished) {
   return { node, start(row) { provider.input.value = row.provider; model.input.value = row.model; input.input.focus(); node.scrollIntoView({ block: "center" }); } };
 }
 
-function published(rate) {
-  return notice("good", h("p", {}, `Rate ${rate.rate_id} for ${rate.provider}/${rate.model} is published. To see what it would make of the calls that are booked already:`),
-    h("pre", {}, h("code", {}, `tallyport reprice --dry-run --provider ${quoted(rate.provider)} --model ${quoted(rate.model)}`)));
+function published(rate, repricer, models) {
+  const row = models.find((one) => one.provider === rate.provider && one.model === rate.model);
+  const isGlob = [rate.provider, rate.model].some((text) => /[*?[]/.test(text));
+  return notice("good", h("p", {}, `Rate ${rate.rate_id} for ${rate.provider}/${rate.model} is published. Calls that are booked already keep their price until they are priced again.`),
+    !isGlob && h("button", { type: "button", onclick: () => repricer.start({ provider: rate.provider, model: rate.model, first_day: row?.first_day }) }, "Show what it would change"));
 }
-
-/** A word that a shell takes as it is. */
-function quoted(text) { return /^[\w.:/-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`; }

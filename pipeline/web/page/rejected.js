@@ -4,7 +4,8 @@ import { get, mayChange, query } from "./api.js";
 import { fill, h } from "./dom.js";
 import { count, time } from "./format.js";
 import { link, look } from "./names.js";
-import { head, notice, pager, select } from "./widgets.js";
+import { replayForm } from "./replay.js";
+import { card, head, notice, pager, select } from "./widgets.js";
 
 const PAGE = 20;
 const REASONS = ["too-large", "bad-cloudevent", "malformed-json", "not-an-object", "missing-field", "wrong-type", "out-of-range", "bad-timestamp", "inconsistent-tokens", "too-old", "in-the-future", "unknown-event", "unknown-rate", "already-void", "wrong-currency"];
@@ -13,18 +14,19 @@ export async function show(page) {
   let reason = page.search.get("reason") ?? "";
   let places = [null];
   const place = h("div", { className: "column" });
-  const chooser = select(Object.fromEntries([["", "Every reason"], ...REASONS.map((one) => [one, one])]), reason, { "aria-label": "Reason" });
-  chooser.addEventListener("change", () => { reason = chooser.value; places = [null]; again(); });
+  const reasons = Object.fromEntries([["", "Every reason"], ...REASONS.map((one) => [one, one])]);
+  const chooser = select(reasons, reason, { "aria-label": "Shown reason" });
+  const replay = mayChange() && replayForm(page, reasons);
+  if (replay) replay.choose(reason);
+  chooser.addEventListener("change", () => { reason = chooser.value; places = [null]; if (replay) replay.choose(reason); again(); });
   fill(page.place, head("Rejected records", h("div", { className: "beside" }, chooser)),
-    h("p", { className: "lead" }, "Newest first. They are kept for 30 days as they came, and change nothing that is counted."), place);
-
-  const command = () => `tallyport replay-rejected --dry-run${reason ? ` --reason ${reason}` : ""}`;
-  const replay = () => mayChange() && h("p", { className: "note" }, "When what was wrong is right, this says what sending them again would do: ", h("code", {}, command()));
+    h("p", { className: "lead" }, "Newest first. They are kept for 30 days as they came, and change nothing that is counted."),
+    replay && card("Send records again", replay.node), place);
 
   async function draw() {
     const found = await get(`/v1/rejected${query({ limit: PAGE, reason, cursor: places.at(-1) })}`, page.signal);
     await look(found.records.map((one) => `port:${one.port_id ?? ""}`), page.signal);
-    fill(place, replay(),
+    fill(place,
       found.records.length ? h("ul", { className: "records" }, found.records.map(record)) : h("p", { className: "empty" }, found.next ? "None among the newest; older ones may follow." : "No record was rejected."),
       (places.length > 1 || found.next) && pager({
         shown: `Page ${count(places.length)}`, total: null, hasPrevious: places.length > 1, hasNext: found.next !== null,

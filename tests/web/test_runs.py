@@ -1,0 +1,72 @@
+"""What is started over HTTP where it cannot be carried out: told, and the next one may begin."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.web.api_process import ApiProcess
+
+WAIT_S = 60.0
+SPAN = {"from": "2026-11-01", "to": "2026-11-02"}
+
+
+@pytest.fixture(scope="module")
+def away(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
+    """An API whose ledger is away."""
+    folder: Path = tmp_path_factory.mktemp("api")
+    settings = {"TALLYPORT_CLICKHOUSE_URL": "http://127.0.0.1:1"}
+    process = ApiProcess(kafka, f"t{uuid.uuid4().hex[:10]}.", folder, settings)
+    asyncio.run(process.prepare())
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+def ended(client: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    begun = client.post(path, json=body)
+    assert begun.status_code == 202, begun.text
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        found: dict[str, Any] = client.get(begun.headers["location"]).json()
+        if found["state"] != "running":
+            return found
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/reprices", SPAN), ("/v1/replays", {})])
+def test_a_ledger_that_is_away_is_told(away: ApiProcess, path: str, body: dict[str, Any]) -> None:
+    with away.http() as client:
+        found = ended(client, path, body)
+        assert (found["state"], found["result"]) == ("failed", None)
+        assert "ClickHouse at http://127.0.0.1:1 does not answer" in found["problem"]
+        assert client.post(f"/v1/runs/{found['id']}/start").status_code == 409
+
+
+def test_only_the_last_runs_are_remembered(away: ApiProcess) -> None:
+    with away.http() as client:
+        places: list[str] = []
+        for _ in range(21):
+            places.append(client.post("/v1/replays", json={}).headers["location"])
+            client.delete(places[-1])
+        assert client.get(places[0]).status_code == 404
+        runs = client.get("/v1/runs").json()["runs"]
+        assert (len(runs), runs[0]["id"]) == (20, places[-1].rpartition("/")[2])
+        assert {one["state"] for one in runs} == {"stopped"}
+
+
+def test_an_api_that_stops_takes_its_run_along(away: ApiProcess) -> None:
+    with away.http() as client:
+        client.post("/v1/reprices", json=SPAN).raise_for_status()
+    assert away.stop() == 0
+    away.start()
+    with away.http() as client:
+        assert client.get("/v1/runs").json() == {"runs": []}
