@@ -173,6 +173,7 @@ class Settings(BaseModel):
     api_host: Annotated[str, _matching(r"[\w.:-]+", "must be a host name or address")] = "127.0.0.1"
     api_port: _Port = 8080
     health_port: Annotated[int | None, _whole(0, 65535)] = None
+    worker_cpu: Annotated[int | None, _whole(0, 65535)] = None
     data_dir: Path = Path(".tallyport")
     topic_prefix: Annotated[
         str, _matching(r"[\w.-]{0,200}", "may hold letters, digits, '.', '_' and '-', at most 200")

@@ -22,6 +22,7 @@ from pipeline.ledger.client import open_writer
 from pipeline.ledger.currency import settle_currency
 from pipeline.ledger.manifests import known_epochs
 from pipeline.liveness import Watchdog, end_through, end_within
+from pipeline.processor import stay_on
 from pipeline.settings import Settings
 from pipeline.stream.app import WorkerApp, build_app
 from pipeline.stream.clock import BrokerClock
@@ -53,6 +54,8 @@ def run_worker(settings: Settings) -> int:
     Prints ``ready worker`` once its first assignment is served. Raises ``TallyportError`` when it
     refuses to start or had to stop.
     """
+    if settings.worker_cpu is not None:
+        stay_on(settings.worker_cpu)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(settings))
 

@@ -19,6 +19,7 @@ from pipeline.ops.child_process import ChildProcess
 from pipeline.ops.folder_lock import FolderLock
 from pipeline.ops.kafka_server import HOST, KafkaServer
 from pipeline.ops.loopback_ports import usable_port
+from pipeline.processor import processor_to_stay_on
 from pipeline.settings import Settings, variable
 
 if TYPE_CHECKING:
@@ -148,9 +149,13 @@ class Deployment:
         return line
 
     def _settings_of(self, name: str) -> Settings:
-        if self.settings.health_port and name != "worker":  # one port, one process
-            return self.settings.replaced(health_port=None)
-        return self.settings
+        settings = self.settings
+        if name == "worker":
+            if settings.worker_cpu is None:
+                return settings.replaced(worker_cpu=processor_to_stay_on())
+        elif settings.health_port:  # one port, one process
+            return settings.replaced(health_port=None)
+        return settings
 
     def _choose_ports(self) -> None:
         settings = self.settings

@@ -17,6 +17,7 @@ from urllib.request import urlopen
 import pytest
 
 from pipeline.endpoints import read_endpoints
+from pipeline.processor import processor_to_stay_on
 
 READY = re.compile(
     r"ready kafka=(127\.0\.0\.1:\d+) clickhouse=(http://127\.0\.0\.1:\d+) api=(http://\S+:\d+)"
@@ -98,7 +99,12 @@ def test_ready_work_and_a_clean_stop(tmp_path: Path) -> None:
         assert f"already running on {up.folder}" in errors
         assert "Traceback" not in errors
 
-        assert len(up.children()) == 5
+        parts = {_command_line(pid).split()[-1]: pid for pid in up.children()}
+        assert len(parts) == 5
+        stays_on = processor_to_stay_on()
+        if stays_on is not None:
+            assert os.sched_getaffinity(parts["worker"]) == {stays_on}
+        assert os.sched_getaffinity(parts["sink"]) == os.sched_getaffinity(0)
         up.process.send_signal(signal.SIGTERM)
         rest, errors = up.process.communicate(timeout=STOP_TIMEOUT_S)
         assert up.process.returncode == 0, errors
@@ -111,7 +117,12 @@ def test_ready_work_and_a_clean_stop(tmp_path: Path) -> None:
 def test_nothing_outlives_a_killed_up_and_the_folder_starts_again(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     with _running(folder) as up:
-        assert len(up.children()) == 5
+        parts = {_command_line(pid).split()[-1]: pid for pid in up.children()}
+        assert len(parts) == 5
+        stays_on = processor_to_stay_on()
+        if stays_on is not None:
+            assert os.sched_getaffinity(parts["worker"]) == {stays_on}
+        assert os.sched_getaffinity(parts["sink"]) == os.sched_getaffinity(0)
         up.process.send_signal(signal.SIGKILL)
         up.process.communicate()
         _wait_until_gone(folder)
