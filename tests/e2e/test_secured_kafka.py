@@ -26,7 +26,7 @@ from pipeline.settings import Settings
 from pipeline.stream.reader import read_to_end
 from producers import Meter
 from tests.e2e.metering import Metering
-from tests.stream.worker_deployment import event
+from tests.stream.worker_deployment import RATE, event
 
 USER, PASSWORD, STORE_PASSWORD = "app", 'a "secret" \\ word', "changeit"
 MECHANISM = "SCRAM-SHA-256"
@@ -152,6 +152,16 @@ async def test_commands_and_sdk_log_in(deployed: Secured, monkeypatch: pytest.Mo
         r.value async for rs in read_to_end(deployed.client, deployed.topics.events) for r in rs
     ]
     assert [json.loads(value)["event_id"] for value in values] == ["e1"]
+
+
+async def test_worker_and_sink_log_in(deployed: Secured) -> None:
+    await deployed.prepare()
+    await deployed.set_rate(**RATE)
+    await deployed.start()
+    await deployed.publish(event(number) for number in range(40))
+    await deployed.held()
+    assert await deployed.cells() == deployed.expected_cells()
+    await deployed.stop()
 
 
 async def test_another_mechanism(deployed: Secured) -> None:
