@@ -26,6 +26,7 @@ OTHER_NAMES = (
     "API_HOST",
     "API_PORT",
     "HEALTH_PORT",
+    "WORKER_CPU",
     "DATA_DIR",
     "PARTITIONS",
     "REPLICATION",
