@@ -5,11 +5,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pipeline import metrics
 from pipeline.liveness import LOST_TIME_S, STALL_S, Sighting, Watchdog, loop_pulse
+from pipeline.stream.flow_watch import thread_look
 
 STEP_S = 0.5
 GIVE_UP_S = 20.0
@@ -102,6 +105,20 @@ def test_what_lies_elsewhere_is_no_reason_to_restart(scene: Scene) -> None:
     scene.dog.watch("broker", lambda: {"it": Sighting(0, "no answer")}, 60, restart_helps=False)
     scene.run(10)
     assert (len(scene.dog.problems()), scene.dog.own_problems()) == (1, [])
+
+
+async def test_a_fetching_thread_that_has_ended_is_given_up(scene: Scene) -> None:
+    running, ended = asyncio.get_running_loop(), asyncio.new_event_loop()
+    ended.close()
+    slices: Any = SimpleNamespace(fetching=None, fetch_loop=ended)
+    scene.dog.watch("fetch", thread_look(lambda: slices), STALL_S)
+    scene.run(3 * STALL_S)  # before it has begun
+    slices.fetching, slices.fetch_loop = object(), running
+    scene.run(3 * STALL_S)
+    assert scene.given_up == []
+    slices.fetch_loop = ended
+    scene.run(STALL_S + 2)
+    assert [line for line in scene.given_up if "has ended and cannot go on" in line]
 
 
 async def test_an_event_loop_that_answers_moves() -> None:

@@ -55,6 +55,7 @@ def watch_worker(
     beat: dict[int, Look] = {}
     dog.watch("loop", loop_pulse(loop, "the worker"), GIVE_UP_S)
     dog.watch("thread", of_thread, GIVE_UP_S)
+    dog.watch("fetching-thread", thread_look(consumer), STALL_S)
     dog.watch("fetch", of_fetching(lambda c: fetcher_pulse(c, "the worker")), STALL_S)
     dog.watch("broker", of_fetching(answers_pulse), BROKER_GIVE_UP_S, restart_helps=False)
     dog.watch(
@@ -64,6 +65,18 @@ def watch_worker(
     dog.watch("input", input_look(flow), BROKER_GIVE_UP_S)
     dog.watch("rates", rates_look(rates), BROKER_GIVE_UP_S, restart_helps=False)
     dog.watch("policies", policies_look(flow), BROKER_GIVE_UP_S, restart_helps=False)
+
+
+def thread_look(consumer: Callable[[], SliceConsumer | None]) -> Look:
+    """Sees whether the thread that fetches still runs. Once ended it cannot go on."""
+
+    def look() -> Mapping[str, Sighting]:
+        slices = consumer()
+        if slices is None or slices.fetching is None or slices.fetch_loop.is_running():
+            return {"the fetching thread": Sighting("runs", "")}
+        return {"the fetching thread": Sighting("ended", "it has ended and cannot go on")}
+
+    return look
 
 
 def flush_look(flow: Flow) -> Look:
