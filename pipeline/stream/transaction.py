@@ -12,6 +12,7 @@ from typing import Any
 
 import aiokafka.producer.sender
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import IllegalOperation, ProducerFenced
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.producer.transaction_manager import TransactionState
 from aiokafka.structs import OffsetAndMetadata, RecordMetadata, TopicPartition
@@ -139,6 +140,14 @@ class FencedProducer:
         Returns where each batch was written, and when. On any error the caller must not go on
         with its memory: the process ends and recovers.
         """
+        try:
+            return await self._commit(outbox, offsets)
+        except IllegalOperation as error:  # fenced between two calls, of which only one says so
+            raise ProducerFenced from error
+
+    async def _commit(
+        self, outbox: Outbox, offsets: Mapping[TopicPartition, int]
+    ) -> list[RecordMetadata]:
         producer = self._producer
         await self._begin()
         point("price-begun")

@@ -10,6 +10,7 @@ from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
 from pipeline.core.errors import CorruptRecord
 from pipeline.kafka import client_kwargs
 from pipeline.settings import Settings
+from pipeline.stream import transaction
 from pipeline.stream.ownership import LostOwnership, Ownership
 from pipeline.stream.reader import read_to_end
 from pipeline.stream.topics import Topics, create_or_check
@@ -171,3 +172,31 @@ async def test_a_claim_of_another_version_is_refused(log: Log) -> None:
     await writer.close()
     with pytest.raises(CorruptRecord, match=r"owners partition 0 offset 0: a claim of version"):
         await log.claim([0], []).take()
+
+
+async def test_a_fence_between_two_sends_is_one(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiokafka tells the first of them so, and the second that it is not in a transaction."""
+    first, second = (FencedProducer(log.client, f"{log.topics.prefix}both", "") for _ in range(2))
+    await first.start()
+    send = transaction.send_records
+
+    async def fenced_meanwhile(producer: Any, *arguments: Any) -> Any:
+        sent = await send(producer, *arguments)
+        await asyncio.gather(*(future for future, _ in sent), return_exceptions=True)
+        if not fences:
+            fences.append(second)
+            await second.start()
+            late = await send(producer, log.topics.totals, 2, [Record(b"d|0", b"late")])
+            await asyncio.gather(*(future for future, _ in late), return_exceptions=True)
+        return sent
+
+    fences: list[FencedProducer] = []
+    monkeypatch.setattr(transaction, "send_records", fenced_meanwhile)
+    outbox = total(log, 0, b"one")
+    outbox.add(log.topics.totals, 1, Record(b"d|0", b"two"))
+    try:
+        with pytest.raises(ProducerFenced):
+            await first.commit(outbox)
+        assert await totals(log) == []
+    finally:
+        await asyncio.gather(first.close(), second.close(), return_exceptions=True)
