@@ -48,9 +48,9 @@ ALLOWED = {
     "pipeline.core": {"pipeline.core"},
     "producers": {"pipeline.core"},
     # Mail knows this machine by the API's rule, and an audit that is due runs as a child process.
-    "pipeline.notices": {*LOG, "pipeline.web.loopback", "pipeline.ops.tether"},
+    "pipeline.notices": {*LOG, "pipeline.web.loopback", "pipeline.ops.background"},
     # What an administrator starts on the page runs as a child process.
-    "pipeline.web": {"pipeline.ops.tether"},
+    "pipeline.web": {"pipeline.ops.background"},
     # The embedded server binds its port and locks its folder as every other server here does, and
     # lets in the holders of API keys.
     "pipeline.ledger": {

@@ -14,7 +14,7 @@ from pipeline.core.windows import format_boundary
 from pipeline.notices.book import NoticeBook
 from pipeline.notices.letters import letter
 from pipeline.notices.notice import DAY_MS, Draft, Message
-from pipeline.ops.tether import in_background, tethered
+from pipeline.ops.background import begin, in_background, report_in
 
 HOUR_MS: Final = 3_600_000
 FIRST_HOUR: Final = 3
@@ -50,12 +50,7 @@ class ScheduledAudit:
 
     async def _run(self) -> tuple[int | None, bytes, bytes]:
         """Exit status, None when it took too long, and what it wrote."""
-        process = await asyncio.create_subprocess_exec(
-            *tethered(list(self._command)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        process = await begin(self._command)
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 printed, said = await process.communicate()
@@ -86,7 +81,7 @@ def audit_draft(
     """The outcome of a turn: an alert, or where everything agreed a mere record."""
     covers = turn_cover(turn_ms)
     keep_until_ms = turn_ms + KEEP_DAYS * DAY_MS
-    report = _report(printed)
+    report = report_in(printed)
     if status == 0 and report is not None and report.get("ok") is True:
         agreed = Message("The audit agrees", "", "", {})
         return Draft(next(iter(covers)), AGREED, covers, keep_until_ms, agreed, None)
@@ -126,11 +121,3 @@ def _failure(status: int | None, said: bytes, now_ms: int) -> Message:
         now_ms,
         {"error": last, "status": status},
     )
-
-
-def _report(printed: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(printed)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None

@@ -12,10 +12,6 @@ import sys
 import time
 
 POLL_S = 0.2
-_NICENESS = 10
-_START = (
-    f"import os, runpy; os.nice({_NICENESS}); runpy.run_module('pipeline', run_name='__main__')"
-)
 
 
 def tethered(command: list[str]) -> list[str]:
@@ -25,12 +21,6 @@ def tethered(command: list[str]) -> list[str]:
     would die with that thread.
     """
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command]
-
-
-def in_background(*arguments: str) -> list[str]:
-    """``tallyport ARGUMENTS`` as a command with low priority, for work that others must not wait
-    for. It is not tethered yet."""
-    return [sys.executable, "-c", _START, *arguments]
 
 
 def _die_with_parent() -> None:

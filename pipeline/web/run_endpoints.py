@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 from starlette.requests import Request
@@ -22,7 +22,7 @@ from pipeline.web.gate import ADMINS, Caller, Gate
 from pipeline.web.json_bodies import json_answer, read_json
 from pipeline.web.problems import Problem
 from pipeline.web.query import known, moment_of
-from pipeline.web.runs import Run, Runs
+from pipeline.web.runs import Run, Runs, Work
 
 MAX_ROWS: Final = 500
 """Rows of a difference that are shown; its sums are of all."""
@@ -99,7 +99,7 @@ class RunEndpoints:
 
         selection = {**span, **names, "reason": body.reason}
         ports = None if port_id is None else frozenset({port_id})
-        return self._begin("reprice", selection, command, ports, caller)
+        return self._begin(Work("reprice", selection, command, ports), caller, dry_run=True)
 
     async def _replay(self, request: Request, caller: Caller) -> Response:
         known(request, ())
@@ -126,18 +126,11 @@ class RunEndpoints:
             return ("replay-rejected", "--json", *_dry(dry_run), *words)
 
         selection = {"reasons": reasons, "port_id": port_id, **span, "again": body.again}
-        return self._begin("replay", selection, command, ports, caller)
+        return self._begin(Work("replay", selection, command, ports), caller, dry_run=True)
 
-    def _begin(
-        self,
-        kind: str,
-        selection: dict[str, Any],
-        command: Any,
-        ports: frozenset[str] | None,
-        caller: Caller,
-    ) -> Response:
-        run = self._runs.begin(kind, selection, command, ports=ports, who=caller.name, dry_run=True)
-        return _under_way(run)
+    def _begin(self, work: Work, caller: Caller, *, dry_run: bool) -> Response:
+        run = self._runs.begin(work, caller.name, dry_run=dry_run)
+        return json_answer(run.to_json(), 202, {"Location": f"/v1/runs/{run.id}"})
 
     async def _list(self, request: Request, caller: Caller) -> Response:
         known(request, ())
@@ -160,15 +153,7 @@ class RunEndpoints:
             raise Problem(409, "only what a dry run has shown can be started")
         if time.time_ns() // 1_000_000 - (seen.ended_ms or 0) > SEEN_MS:
             raise Problem(409, "what the dry run showed is too long ago; look again")
-        run = self._runs.begin(
-            seen.kind,
-            seen.selection,
-            seen.command,
-            ports=seen.ports,
-            who=caller.name,
-            dry_run=False,
-        )
-        return _under_way(run)
+        return self._begin(seen.work, caller, dry_run=False)
 
     def _find(self, request: Request, caller: Caller) -> Run:
         wanted = request.path_params["id"]
@@ -180,11 +165,8 @@ class RunEndpoints:
 
 
 def _may_see(caller: Caller, run: Run) -> bool:
-    return caller.ports is None or (run.ports is not None and run.ports <= caller.ports)
-
-
-def _under_way(run: Run) -> Response:
-    return json_answer(run.to_json(), 202, {"Location": f"/v1/runs/{run.id}"})
+    ports = run.work.ports
+    return caller.ports is None or (ports is not None and ports <= caller.ports)
 
 
 def _port(caller: Caller, asked: str | None) -> str | None:

@@ -7,21 +7,20 @@ does not do twice.
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import re
 import time
 import uuid
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import Process
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from pipeline.core.windows import format_ms
-from pipeline.ops.tether import in_background, tethered
+from pipeline.ops.background import begin, in_background, report_in
 from pipeline.settings import Settings
 from pipeline.web.problems import Problem
 
@@ -42,14 +41,20 @@ Command = Callable[[bool], Sequence[str]]
 """The arguments of the command line, by whether nothing is to be written."""
 
 
-class Run(msgspec.Struct):
-    """One run. ``ports`` are those that it may touch, None for any; times are in ms."""
+class Work(NamedTuple):
+    """What is to be done; ``ports`` are those that it may touch, None for any."""
 
-    id: str
     kind: str
     selection: dict[str, Any]
     command: Command
     ports: frozenset[str] | None
+
+
+class Run(msgspec.Struct):
+    """One run; times are in ms."""
+
+    id: str
+    work: Work
     started_by: str
     dry_run: bool
     started_ms: int
@@ -64,10 +69,10 @@ class Run(msgspec.Struct):
         """As the API shows it."""
         return {
             "id": self.id,
-            "kind": self.kind,
+            "kind": self.work.kind,
             "dry_run": self.dry_run,
             "state": self.state,
-            "selection": self.selection,
+            "selection": self.work.selection,
             "started_by": self.started_by,
             "started_at": format_ms(self.started_ms),
             "ended_at": None if self.ended_ms is None else format_ms(self.ended_ms),
@@ -90,23 +95,14 @@ class Runs:
         """Those that are remembered, newest first."""
         return list(reversed(self._runs))
 
-    def begin(
-        self,
-        kind: str,
-        selection: dict[str, Any],
-        command: Command,
-        *,
-        ports: frozenset[str] | None,
-        who: str,
-        dry_run: bool,
-    ) -> Run:
+    def begin(self, work: Work, who: str, *, dry_run: bool) -> Run:
         """Starts a run. Raises ``Problem`` 409 while another one goes on."""
         if self._task is not None and not self._task.done():
             raise Problem(409, "another run goes on; one at a time")
         now_ms = time.time_ns() // 1_000_000
-        run = Run(uuid.uuid4().hex, kind, selection, command, ports, who, dry_run, now_ms)
+        run = Run(uuid.uuid4().hex, work, who, dry_run, now_ms)
         self._runs.append(run)
-        log.info("%s%s began, started by %s", kind, " (dry run)" if dry_run else "", who)
+        log.info("%s%s began, started by %s", work.kind, " (dry run)" if dry_run else "", who)
         self._task = asyncio.create_task(self._carry_out(run))
         return run
 
@@ -136,19 +132,17 @@ class Runs:
             run.state, run.problem = "failed", f"it could not be started: {error}"
         finally:
             run.ended_ms = time.time_ns() // 1_000_000
-            log.info("%s of %s: %s", run.kind, run.started_by, run.state)
+            log.info("%s of %s: %s", run.work.kind, run.started_by, run.state)
 
     async def _run(self, run: Run) -> None:
-        arguments = [one.encode() for one in tethered(in_background(*run.command(run.dry_run)))]
-        process = await asyncio.create_subprocess_exec(
-            *arguments, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=self._environ
-        )
+        command = in_background(*run.work.command(run.dry_run))
+        process = await begin(command, self._environ)
         try:
             printed, said = await asyncio.gather(_printed(process), _follow(process, run))
             status = await process.wait()
         finally:
             await _ended(process)
-        run.result = _result(printed)
+        run.result = report_in(printed)
         run.state = "failed" if run.result is None else "done"
         if status != 0:
             run.problem = said or f"it ended with status {status}"
@@ -194,11 +188,3 @@ async def _ended(process: Process) -> None:
         except TimeoutError:
             process.kill()
             await process.wait()
-
-
-def _result(printed: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(printed)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
