@@ -1,6 +1,5 @@
 """``check`` finds what the parts would find when they start, or when they want to send a mail."""
 
-import asyncio
 import json
 import socket
 import uuid
@@ -113,11 +112,7 @@ def test_an_api_that_runs_there_already_is_fine(
 ) -> None:
     api = ApiProcess(kafka, f"t{uuid.uuid4().hex[:10]}.", tmp_path / "api")
     (tmp_path / "api").mkdir()
-    asyncio.run(api.prepare())
-    api.start()
-    try:
+    with api.running():
         port = api.url.rpartition(":")[2]
         running = tallyport("check", API_PORT=port)
         assert (running.status, found(running, "api")) == (0, f"api 127.0.0.1:{port}: ok")
-    finally:
-        api.kill()

@@ -1,6 +1,5 @@
 """What the API says was used, against sums over the ledger's rows by a way of their own."""
 
-import asyncio
 import csv
 import io
 import json
@@ -390,9 +389,7 @@ def test_without_a_ledger_the_rest_goes_on(kafka: str, tmp_path: Path) -> None:
 
     settings = {"TALLYPORT_CLICKHOUSE_URL": "http://127.0.0.1:9/tallyport"}
     process = ApiProcess(kafka, f"t{uuid.uuid4().hex[:10]}.", tmp_path, settings)
-    asyncio.run(process.prepare())
-    process.start()
-    try:
+    with process.running():
         with process.http() as client:
             for path in ("/v1/usage", "/v1/usage/summary", "/v1/usage/ports/x", "/v1/usage/users"):
                 answer = client.get(path)
@@ -404,5 +401,3 @@ def test_without_a_ledger_the_rest_goes_on(kafka: str, tmp_path: Path) -> None:
             assert client.get("/health/ready").status_code == 200
             assert client.get("/").status_code == 200
         assert process.stop() == 0, process.errors
-    finally:
-        process.kill()

@@ -1,16 +1,17 @@
 """The API as a process of its own, on a real Kafka, and what a worker would tell it."""
 
+import asyncio
 import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 from aiokafka import AIOKafkaProducer
@@ -59,6 +60,16 @@ class ApiProcess:
     @property
     def client(self) -> dict[str, Any]:
         return {"bootstrap_servers": self.kafka}
+
+    @contextlib.contextmanager
+    def running(self) -> Generator[Self]:
+        """Prepared and started; nothing of it is left afterwards."""
+        asyncio.run(self.prepare())
+        try:
+            self.start()
+            yield self
+        finally:
+            self.kill()
 
     async def prepare(self) -> None:
         await create_or_check_topics(self.client, self.topics, PARTITIONS)
@@ -109,7 +120,7 @@ class ApiProcess:
             self.process = None
 
     @contextlib.contextmanager
-    def http(self, **options: Any) -> Iterator[httpx.Client]:
+    def http(self, **options: Any) -> Generator[httpx.Client]:
         with httpx.Client(base_url=self.url, timeout=30, trust_env=False, **options) as client:
             yield client
 

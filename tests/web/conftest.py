@@ -1,6 +1,5 @@
 """One API process without keys for all tests of a module."""
 
-import asyncio
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +13,5 @@ from tests.web.api_process import ApiProcess
 def api(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
     folder: Path = tmp_path_factory.mktemp("api")
     process = ApiProcess(kafka, f"t{uuid.uuid4().hex[:10]}.", folder)
-    asyncio.run(process.prepare())
-    process.start()
-    try:
+    with process.running():
         yield process
-    finally:
-        process.kill()

@@ -160,11 +160,9 @@ def keyed(
         tmp_path_factory.mktemp("keyed"),
         {"TALLYPORT_API_KEYS_FILE": str(keys_file), "TALLYPORT_API_HOST": "0.0.0.0"},
     )
-    asyncio.run(process.prepare())
-    process.start()
-    process.url = process.url.replace("0.0.0.0", "127.0.0.1")
-    yield process
-    process.kill()
+    with process.running():
+        process.url = process.url.replace("0.0.0.0", "127.0.0.1")
+        yield process
 
 
 def ask(api: ApiProcess, key: str | None, method: str, path: str, **options: Any) -> httpx.Response:
@@ -361,16 +359,12 @@ def test_tls_by_flag(kafka: str, tmp_path: Path) -> None:
         tmp_path,
         arguments=("--tls-cert", str(cert), "--tls-key", str(key)),
     )
-    asyncio.run(process.prepare())
-    process.start()
-    try:
+    with process.running():
         assert process.url.startswith("https://127.0.0.1:")
         context = ssl.create_default_context(cafile=str(cert))
         with httpx.Client(verify=context, trust_env=False) as client:
             assert client.get(f"{process.url}/health/live").status_code == 200
         assert process.stop() == 0, process.errors
-    finally:
-        process.kill()
 
 
 def test_names_that_were_saved_are_written_again(client: httpx.Client) -> None:

@@ -1,6 +1,5 @@
 """The OpenAPI document: complete, and what schemathesis finds when it takes the API at its word."""
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -51,12 +50,8 @@ def api(
     folder = tmp_path_factory.mktemp("api")
     settings = {"TALLYPORT_CLICKHOUSE_URL": empty_ledger_url}
     process = ApiProcess(kafka, f"t{uuid.uuid4().hex[:10]}.", folder, settings)
-    asyncio.run(process.prepare())
-    process.start()
-    try:
+    with process.running():
         yield process
-    finally:
-        process.kill()
 
 
 # The report answers 503 while no secret is set, the stream does not end.

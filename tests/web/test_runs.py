@@ -1,6 +1,5 @@
 """What is started over HTTP where it cannot be carried out: told, and the next one may begin."""
 
-import asyncio
 import time
 import uuid
 from collections.abc import Iterator
@@ -22,12 +21,8 @@ def away(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiPr
     folder: Path = tmp_path_factory.mktemp("api")
     settings = {"TALLYPORT_CLICKHOUSE_URL": "http://127.0.0.1:1"}
     process = ApiProcess(kafka, f"t{uuid.uuid4().hex[:10]}.", folder, settings)
-    asyncio.run(process.prepare())
-    process.start()
-    try:
+    with process.running():
         yield process
-    finally:
-        process.kill()
 
 
 def ended(client: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
