@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.context import settings
+from pipeline.cli.context import run_async, settings
 from pipeline.cli.output import as_json
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def worker() -> int:
 @click.command()
 def sink() -> int:
     """Run the ledger sink: priced events into ClickHouse, and corrections. Prints `ready sink`."""
-    return asyncio.run(_run_sink(settings()))
+    return run_async(_run_sink(settings()))
 
 
 async def _run_sink(configured: "Settings") -> int:
