@@ -1,6 +1,7 @@
 """The topics of a deployment: one table of what each is for, and the code that makes it so."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,8 +15,12 @@ from pipeline.kafka import client_kwargs
 from pipeline.settings import Settings
 
 CREATE_TIMEOUT_S = 30.0
+ATTEMPTS_MAX = 5
+RETRY_PAUSE_S = 0.5
 _TOPIC_EXISTS = 36
 _NO_ERROR = 0
+
+_log = logging.getLogger(__name__)
 
 _MINUTE_MS = 60_000
 _DAY_MS = 24 * 60 * _MINUTE_MS
@@ -226,16 +231,9 @@ async def create_or_check_topics(
     client: Mapping[str, Any], topics: Topics, partitions: int, replication: int = 1
 ) -> list[str]:
     """``create_or_check`` with everything given; ``client`` holds connection arguments."""
-    admin = AIOKafkaAdminClient(**client)
     try:
         async with asyncio.timeout(CREATE_TIMEOUT_S):
-            await admin.start()
-            present = set(await admin.list_topics())
-            missing = [name for name in topics.names if name not in present]
-            await _create(admin, topics, missing, partitions, replication)
-            found = await _wait_for_leaders(admin, topics.names)
-            wrong = _wrong_partitions(topics, found, partitions)
-            wrong += await _wrong_configs(admin, topics, replication)
+            created, wrong = await _until_answered(client, topics, partitions, replication)
     except TimeoutError as error:
         raise TopicsUnusable(
             f"Kafka at {client['bootstrap_servers']} did not create or describe the topics "
@@ -244,13 +242,37 @@ async def create_or_check_topics(
     except KafkaError as error:
         raise TopicsUnusable(
             f"Kafka at {client['bootstrap_servers']} refused to create or describe topics: "
-            f"{' '.join(str(error).split())}"
+            f"{' '.join(str(error).split()) or type(error).__name__}"
         ) from error
-    finally:
-        await admin.close()
     if wrong:
         raise Refused("; ".join(wrong))
-    return missing
+    return created
+
+
+async def _until_answered(
+    client: Mapping[str, Any], topics: Topics, partitions: int, replication: int
+) -> tuple[list[str], list[str]]:
+    """Names that were created and what is wrong; asks again, anew, when a connection is lost."""
+    created: dict[str, None] = {}
+    for attempt in range(1, ATTEMPTS_MAX + 1):
+        admin = AIOKafkaAdminClient(**client)
+        try:
+            await admin.start()
+            present = set(await admin.list_topics())
+            missing = [name for name in topics.names if name not in present]
+            created |= dict.fromkeys(missing)
+            await _create(admin, topics, missing, partitions, replication)
+            found = await _wait_for_leaders(admin, topics.names)
+            wrong = _wrong_partitions(topics, found, partitions)
+            return list(created), wrong + await _wrong_configs(admin, topics, replication)
+        except KafkaError as error:
+            if not error.retriable or attempt == ATTEMPTS_MAX:
+                raise
+            _log.info("asking for the topics again: %r", error)
+        finally:
+            await admin.close()
+        await asyncio.sleep(RETRY_PAUSE_S)
+    raise AssertionError("the last attempt returns or raises")
 
 
 async def _create(

@@ -13,6 +13,7 @@ from pipeline.ops.loopback_ports import free_port
 from pipeline.settings import Settings
 from pipeline.stream.topic_identity import TopicMissing, topic_id, topic_ids
 from pipeline.stream.topics import SPECS, Topics, create_or_check, create_or_check_topics
+from tests.tcp_proxy import TcpProxy
 
 
 @pytest.fixture
@@ -67,6 +68,15 @@ async def test_all_topics_are_created_once_with_their_configuration(settings: Se
     assert configs[topics.events]["retention.ms"] == str(14 * 86_400_000)
     assert configs[topics.rates]["retention.ms"] == "-1"
     assert configs[topics.state]["cleanup.policy"] == "compact"
+
+
+async def test_a_connection_that_is_lost_is_made_again(settings: Settings) -> None:
+    address = str(settings.kafka_bootstrap)
+    async with TcpProxy(int(address.rpartition(":")[2])) as proxy:
+        proxy.refusal = b"nothing a broker would say"
+        asyncio.get_running_loop().call_later(0.3, setattr, proxy, "refusal", b"")
+        through = settings.replaced(kafka_bootstrap=f"127.0.0.1:{proxy.port}")
+        assert set(await create_or_check(through)) == set(Topics(settings.topic_prefix).names)
 
 
 async def test_the_attribute_names_lead_to_the_full_names(topic_prefix: str) -> None:
