@@ -5,6 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
+WORKERS ?= 2
 BIN := .venv/bin
 VENV := .venv/.made
 PACKAGES := .venv/.packages
@@ -44,8 +45,8 @@ lint: install ## ruff and pyright
 browser: install ## see to it that there is a Chromium for the tests of the page (Debian's, as root)
 	@timeout 900 $(BIN)/python -m tests.page.chromium
 
-unit: install ## the tests alone; ARGS goes to pytest
-	timeout --kill-after=30 4000 $(BIN)/python -m pytest $(ARGS)
+unit: install ## the tests alone, in WORKERS processes (2); ARGS goes to pytest
+	timeout --kill-after=30 4000 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 format: install ## put the code into shape
 	$(BIN)/ruff check --fix .
