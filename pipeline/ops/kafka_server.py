@@ -41,15 +41,13 @@ JVM_FLAGS = (
 )
 
 # One small machine, few topics; what Kafka keeps for itself stays small, and a transaction whose
-# owner died is ended a second after its own timeout rather than ten. A killed node may register
-# again only when its old session has run out, which by default takes nine seconds.
+# owner died is ended a second after its own timeout rather than ten.
 SERVER_CONFIG: Mapping[str, str] = {
     "process.roles": "broker,controller",
     "controller.listener.names": "CONTROLLER",
     "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
     "inter.broker.listener.name": "PLAINTEXT",
     "auto.create.topics.enable": "false",
-    "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "300",
     "num.network.threads": "2",
     "num.io.threads": "4",
@@ -67,6 +65,13 @@ SERVER_CONFIG: Mapping[str, str] = {
     "message.max.bytes": "8388608",
     "replica.fetch.max.bytes": "8388608",
 }
+
+# A node that stands still for longer than its session leads nothing until it is back. Among several
+# another takes over, and soon is better. Nobody does for one that is alone: it would only fence its
+# own clients, after a few seconds without disk or processor. A killed node may register again only
+# when its old session has run out.
+SESSION_AMONG_OTHERS_MS = 3_000
+SESSION_ALONE_MS = 6_000
 
 
 class KafkaFailed(TallyportError):
@@ -208,8 +213,12 @@ class KafkaServer:
     def _write_config(self, storage: Path) -> None:
         copies = str(min(3, len(self._quorum)))
         voters = ",".join(f"{node}@{HOST}:{port}" for node, port in sorted(self._quorum.items()))
+        alone = len(self._quorum) == 1
         config = {
             **SERVER_CONFIG,
+            "broker.session.timeout.ms": str(
+                SESSION_ALONE_MS if alone else SESSION_AMONG_OTHERS_MS
+            ),
             "node.id": str(self.node_id),
             "controller.quorum.voters": voters,
             "listeners": f"PLAINTEXT://{HOST}:{self._port},"

@@ -1,7 +1,8 @@
 """``GET /v1/changes``: who changed which policy, price, name or key, newest first."""
 
 import re
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -11,7 +12,7 @@ from starlette.routing import Route
 
 from pipeline.core.errors import InvalidField
 from pipeline.core.scopes import parse_key
-from pipeline.stream.change_log import Change, read_changes
+from pipeline.stream.change_log import Change, Page, read_changes
 from pipeline.web.gate import READERS, Caller, Gate
 from pipeline.web.json_bodies import json_answer
 from pipeline.web.key_file import Key
@@ -51,34 +52,50 @@ class ChangesEndpoint:
         what = choice(request, "what", SUBJECTS)
         of_keys = key_changes(self._ring.history()) if self._ring is not None else []
         cursor = _cursor(request, len(of_keys))
+
+        def asked_for(change: Change) -> bool:
+            return what in (None, change.what) and _may_see(caller, change)
+
+        # Where some are left out, more is read than is shown; still, a page may be short of them.
+        all_shown = what is None and caller.ports is None
+        page = await self._read(limit if all_shown else MAX_CHANGES, cursor.offset)
+        shown, rest = _newest(page, of_keys[: cursor.keys], limit, asked_for)
+        more = bool(rest.offset or rest.keys)
+        return json_answer(
+            {
+                "changes": [msgspec.to_builtins(change) for change in shown],
+                "next": f"{rest.offset}-{rest.keys}" if more else None,
+            }
+        )
+
+    async def _read(self, limit: int, before: int | None) -> Page:
         if self._reading >= READS_AT_ONCE:
             raise unavailable("too many read the changes now")
         self._reading += 1
         try:
-            page = await read_changes(self._client, self._topic, limit, cursor.offset)
+            return await read_changes(self._client, self._topic, limit, before)
         finally:
             self._reading -= 1
-        of_keys = of_keys[: cursor.keys]
-        merged: list[Change] = []
-        logged = [*page.changes]
-        before = page.before if not logged else logged[0][0] + 1
-        keys_left = len(of_keys)
-        while len(merged) < limit and (logged or keys_left):
-            if logged and (not keys_left or logged[0][1].at >= of_keys[keys_left - 1].at):
-                before, change = logged.pop(0)
-            else:
-                keys_left -= 1
-                change = of_keys[keys_left]
-            merged.append(change)
-        if not logged:
-            before = page.before
-        more = bool(before or keys_left)
-        shown = [
-            msgspec.to_builtins(change)
-            for change in merged
-            if what in (None, change.what) and _may_see(caller, change)
-        ]
-        return json_answer({"changes": shown, "next": f"{before}-{keys_left}" if more else None})
+
+
+def _newest(
+    page: Page, of_keys: list[Change], limit: int, asked_for: Callable[[Change], bool]
+) -> tuple[list[Change], _Cursor]:
+    """The newest of both logs that are asked for, and where what was not looked at begins."""
+    logged = deque(page.changes)
+    before = logged[0][0] + 1 if logged else page.before
+    keys_left = len(of_keys)
+    shown: list[Change] = []
+    # Behind the end of this page of the log stand changes that may be newer than the next key's.
+    while len(shown) < limit and (logged or (keys_left and not page.before)):
+        if logged and (not keys_left or logged[0][1].at >= of_keys[keys_left - 1].at):
+            before, change = logged.popleft()
+        else:
+            keys_left -= 1
+            change = of_keys[keys_left]
+        if asked_for(change):
+            shown.append(change)
+    return shown, _Cursor(before if logged else page.before, keys_left)
 
 
 def key_changes(keys: tuple[Key, ...]) -> list[Change]:

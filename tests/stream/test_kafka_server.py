@@ -15,7 +15,13 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from pipeline.core.errors import ConfigurationError, Refused
 from pipeline.ops.kafka_jars import kafka_jars, pinned_jars
-from pipeline.ops.kafka_server import KafkaFailed, KafkaServer, answers, new_cluster_id
+from pipeline.ops.kafka_server import (
+    KafkaCluster,
+    KafkaFailed,
+    KafkaServer,
+    answers,
+    new_cluster_id,
+)
 from pipeline.ops.loopback_ports import free_port, port_is_free
 from pipeline.ops.maven_jars import JarsUnavailable, PinnedJar
 
@@ -89,6 +95,19 @@ async def test_acknowledged_records_survive_a_kill_and_a_stop(server: KafkaServe
         assert await _consume(again.bootstrap) == [b"one", b"two", b"three"]
     finally:
         again.kill()
+
+
+def test_a_node_alone_may_stand_still_longer_than_one_among_others(
+    server: KafkaServer, tmp_path: Path
+) -> None:
+    node = KafkaCluster(tmp_path / "cluster").nodes[0]
+    for prepared, session_ms in ((server, 6_000), (node, 3_000)):
+        prepared.prepare()
+        try:
+            settings = (prepared.folder / "server.properties").read_text().splitlines()
+        finally:
+            prepared.kill()
+        assert f"broker.session.timeout.ms={session_ms}" in settings
 
 
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:

@@ -140,6 +140,18 @@ def test_changes_say_who_and_what(client: httpx.Client) -> None:
     assert client.get("/v1/changes?cursor=x").status_code == 400
 
 
+def test_a_page_of_changes_of_one_kind_is_full_of_them(client: httpx.Client) -> None:
+    for name in ("first", "second"):
+        client.put(f"/v1/names/port:{name}", json={"display_name": name}).raise_for_status()
+    for hard_cap in range(1, 4):
+        policy = {"hard_cap": hard_cap}
+        client.put("/v1/budgets/port:kinds/tokens/day", json=policy).raise_for_status()
+    page = client.get("/v1/changes?what=name&limit=1").json()
+    assert [one["key"] for one in page["changes"]] == ["port:second"]
+    older = client.get(f"/v1/changes?what=name&limit=1&cursor={page['next']}").json()
+    assert [one["key"] for one in older["changes"]] == ["port:first"]
+
+
 @pytest.fixture(scope="module")
 def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("keys") / "keys.json"
