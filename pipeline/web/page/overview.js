@@ -1,6 +1,6 @@
 // What it costs today and this month, who and what drives it, and whether everything still counts.
 
-import { get, query, seesAll } from "./api.js";
+import { get, query, session } from "./api.js";
 import { fill, h } from "./dom.js";
 import { ago, amount, compact, count, money, parseNano, percent, amountOf, A_PERIOD } from "./format.js";
 import { label, learn, link } from "./names.js";
@@ -8,6 +8,7 @@ import { badge, capBar, card, figure, head, select } from "./widgets.js";
 import { ranking, trend } from "./charts.js";
 
 const AGAIN_MS = 20_000;
+const PARTS = { worker: "Worker", sink: "Ledger sink" };
 const KINDS = { llm: "Language models", stt: "Speech to text", tts: "Text to speech", embedding: "Embeddings", image: "Images", other: "Other" };
 
 export async function show(page) {
@@ -77,7 +78,7 @@ function topModels(summary) {
 
 function closest(ports, currency) {
   const capped = ports.ports.filter((row) => row.cap_used_pct !== null);
-  if (!capped.length) return h("p", { className: "empty" }, "No port has a cap.");
+  if (!capped.length) return h("p", { className: "empty" }, "No port has a cap. ", h("a", { href: "#/ports" }, "Choose a port"), " to set one.");
   return h("ul", { className: "closest" }, capped.map((row) => h("li", {},
     h("div", { className: "line1" }, link(`port:${row.port_id}`), badge(row.tightest.status)),
     capBar(row.tightest, currency),
@@ -89,19 +90,30 @@ async function health(signal) {
     get("/v1/state?limit=1", signal).catch(() => null),
     fetch("/health/pipeline", { signal, cache: "no-store" }).then((answer) => answer.json()).catch(() => null),
   ]);
-  return { states, problems: pipeline?.problems ?? (pipeline ? [] : ["the API's own health cannot be asked"]) };
+  return { states, problems: pipeline?.problems ?? [], notes: pipeline?.notes ?? [] };
 }
 
 function freshness(standing, summary) {
   const about = (part) => standing.problems.find((text) => text.startsWith(part));
+  const isLate = standing.states?.freshness !== "LIVE";
+  const stopped = (part, says) => (about(part) ? { part, tone: "hard-cap-exceeded", word: "Stopped", says: about(part) } : { part, tone: "ok", word: "Running", says });
+  const worker = stopped("worker", standing.states?.as_of ? `counted up to ${ago(standing.states.as_of)}` : "nothing counted yet");
   const rows = [
-    ["Worker", about("worker") ?? (standing.states?.freshness === "LIVE" ? null : `states are ${standing.states?.freshness ?? "away"}`), standing.states?.as_of ? `counted up to ${ago(standing.states.as_of)}` : "nothing counted yet"],
-    ["Ledger sink", about("sink"), summary.as_of ? `last wrote ${ago(summary.as_of)}` : "nothing written yet"],
-    ["Kafka", about("Kafka"), "answers"],
-    ["API", null, "answers"],
+    isLate && worker.tone === "ok" ? { ...worker, tone: "soft-cap-exceeded", word: "Behind" } : worker,
+    stopped("sink", summary.as_of ? `last wrote ${ago(summary.as_of)}` : "nothing written yet"),
+    stopped("Kafka", "answers"),
+    { part: "API", tone: "ok", word: "Running", says: "answers" },
+    alerts(standing.notes),
   ];
-  return h("ul", { className: "parts" }, rows.map(([part, problem, says]) => h("li", {},
-    badge(problem ? "hard-cap-exceeded" : "ok", problem ? "Stopped" : "Running"), h("strong", {}, part), h("span", { className: "note" }, problem ?? says))));
+  return h("ul", { className: "parts" }, rows.map(({ part, tone, word, says }) => h("li", {},
+    badge(tone, word), h("strong", {}, PARTS[part] ?? part), h("span", { className: "note" }, says))));
+}
+
+/** Whether anybody hears of a line that is crossed. */
+function alerts(notes) {
+  if (notes.length) return { part: "Alerts", tone: "soft-cap-exceeded", word: "Trouble", says: notes.join("; ") };
+  if (session.whoami.alerts.default) return { part: "Alerts", tone: "ok", word: "Running", says: session.whoami.alerts.mail ? "go out by mail" : "are posted" };
+  return { part: "Alerts", tone: "disabled", word: "Off", says: "nobody is told: no mail and no webhook is set" };
 }
 
 function reasons(rejected) {
