@@ -434,6 +434,33 @@ def test_the_overview_says_whether_anybody_is_told(open_page: OpenPage) -> None:
     expect(parts.last).to_contain_text("nobody is told")
 
 
+def test_budget_records_that_are_not_used_are_told(
+    open_page: OpenPage, site: Site, client: httpx.Client, axe: str
+) -> None:
+    page = open_page("overview", bypass_csp=True)
+    settled(page)
+    title = "Budget records that are not used"
+    expect(page.get_by_role("heading", name=title)).to_have_count(0)
+    path = "/v1/budgets/port:garbled/cost/day"
+    client.put(path, json={"hard_cap": "5"}).raise_for_status()
+    body = {"scope": "port:garbled", "unit": "cost", "period": "day", "hard_cap": "<b>-1</b>"}
+    site.write_policy("port:garbled|cost|day", json.dumps(body).encode())
+    site.wait(lambda: len(client.get("/v1/budgets").json()["invalid"]) == 1)
+    page.reload()
+    row = page.get_by_role("table", name=title).get_by_role("row").last
+    expect(row).to_contain_text("port:garbled|cost|day")
+    expect(row).to_contain_text("hard_cap: ")
+    expect(row.get_by_role("link", name="garbled")).to_be_visible()
+    assert serious(page, axe) == []
+    # The last valid one stays in force; a valid one heals it.
+    assert client.get(path).json()["hard_cap"] == "5"
+    client.put(path, json={"hard_cap": "6"}).raise_for_status()
+    page.reload()
+    settled(page)
+    expect(page.get_by_role("heading", name=title)).to_have_count(0)
+    client.delete(path).raise_for_status()
+
+
 def test_users_page_through_their_events(open_page: OpenPage, client: httpx.Client) -> None:
     user = client.get("/v1/usage/users?limit=1").json()["users"][0]["user_id"]
     total = client.get(f"/v1/usage/users/{user}?limit=1").json()["total"]

@@ -4,7 +4,7 @@ import { get, query, session } from "./api.js";
 import { fill, h } from "./dom.js";
 import { ago, amount, compact, count, money, parseNano, percent, amountOf, A_PERIOD } from "./format.js";
 import { label, learn, link } from "./names.js";
-import { badge, capBar, card, figure, head, select } from "./widgets.js";
+import { badge, capBar, card, figure, head, select, table } from "./widgets.js";
 import { ranking, trend } from "./charts.js";
 
 const AGAIN_MS = 20_000;
@@ -14,12 +14,13 @@ const KINDS = { llm: "Language models", stt: "Speech to text", tts: "Text to spe
 export async function show(page) {
   let scope = page.search.get("billing_scope") ?? "";
   const draw = async () => {
-    const [summary, ports, unpriced, rejected, standing] = await Promise.all([
+    const [summary, ports, unpriced, rejected, standing, budgets] = await Promise.all([
       get(`/v1/usage/summary${query({ billing_scope: scope })}`, page.signal),
       get("/v1/usage/ports?order=cap&limit=5", page.signal),
       get("/v1/usage/unpriced?limit=1000", page.signal),
       get("/v1/rejected/count", page.signal),
       health(page.signal),
+      get("/v1/budgets?limit=1", page.signal),
     ]);
     if (page.signal.aborted) return;
     learn(summary.names);
@@ -29,6 +30,7 @@ export async function show(page) {
     fill(page.place,
       head("Overview", h("div", { className: "beside" }, chooser)),
       figures(summary, unpriced, rejected),
+      budgets.invalid.length > 0 && card("Budget records that are not used", invalid(budgets.invalid)),
       h("div", { className: "grid" },
         h("section", { className: "card span-2", "aria-labelledby": "trend" }, h("h2", { id: "trend" }, "Last 30 days"), trend(summary.daily, summary.currency)),
         h("div", { className: "column" }, card("Spend by kind, this month", spendByKind(summary)), card("Freshness", freshness(standing, summary))),
@@ -52,6 +54,16 @@ function figures(summary, unpriced, rejected) {
     figure("Tokens this month", h("span", { title: count(summary.month.total_tokens) }, compact(summary.month.total_tokens)), `${compact(summary.today.total_tokens)} today`),
     figure("Without a price", events ? h("a", { href: "#/prices?tab=unpriced" }, count(events)) : "0", unpriced.models.length ? `calls of ${unpriced.models.length} model${unpriced.models.length === 1 ? "" : "s"}` : "every call has a price"),
     figure("Rejected in 24 h", rejected.total ? h("a", { href: "#/rejected" }, `${rejected.complete ? "" : "≥ "}${count(rejected.total)}`) : "0", rejected.total ? "records that broke a rule" : "no record broke a rule"));
+}
+
+/** What somebody wrote to the topic of policies that is none; the last valid one stays in force. */
+function invalid(records) {
+  return table("Budget records that are not used", [
+    { title: "Budget", cell: (row) => h("span", { className: "id" }, row.key || "(no key)") },
+    { title: "Why", wide: true, cell: (row) => `${row.field}: ${row.rule}` },
+    { title: "In force instead", cell: (row) => (row.last_valid ? link(row.last_valid.scope) : "nothing") },
+    { title: "Offset", number: true, cell: (row) => count(row.offset) },
+  ], records);
 }
 
 function spendByKind(summary) {
