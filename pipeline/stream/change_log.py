@@ -1,14 +1,15 @@
-"""Who changed which policy, price or name: the change, and the record of it, in one transaction.
+"""Who changed which policy, price or name: the change, and the entry of it, in one transaction.
 
     1 fence   take over the one transactional id that all writers share: whatever another one
               had not committed yet is gone for good
     2 decide  read what is in force now, check it, and plan the change
-    3 send    the records and one change record for each
+    3 send    the records and one entry for each
     4 commit  all of it becomes visible, or nothing
 
 Whoever commits knows that nobody else did since it read, so two writers that start from the
-same state cannot both win: the second one is fenced and decides anew. Changes of API keys are
-in the keys file (``web.key_file``), which is its own history.
+same state cannot both win: the second one is fenced and decides anew. What is done elsewhere, as
+the runs of ``web.runs``, leaves entries alone (``note_change``). Changes of API keys are in the
+keys file (``web.key_file``), which is its own history.
 """
 
 import asyncio
@@ -41,7 +42,7 @@ _READ_CHUNK = 500
 # A producer that is fenced between two calls refuses the second one as an illegal operation.
 _FENCED = (ProducerFenced, InvalidProducerEpoch, ConcurrentTransactions, IllegalOperation)
 
-Subject = Literal["policy", "price", "name", "key"]
+Subject = Literal["policy", "price", "name", "key", "run"]
 
 
 class ChangeTopics(Protocol):
@@ -61,11 +62,11 @@ class ChangeLogError(TallyportError):
 class Planned(NamedTuple):
     """One record to write, and what the change log says about it.
 
-    ``value`` None is a tombstone; ``before`` and ``after`` are the bodies as on the wire, None
-    where there is none.
+    ``topic`` None is no record, the entry alone; ``value`` None is a tombstone; ``before`` and
+    ``after`` are the bodies as on the wire, None where there is none.
     """
 
-    topic: str
+    topic: str | None
     key: bytes
     value: bytes | None
     subject: Subject
@@ -140,23 +141,41 @@ async def _attempt(
         if not planned:
             return []
         await producer.begin_transaction()
-        sent: list[asyncio.Future[Any]] = []
+        records: list[asyncio.Future[Any]] = []
+        entries: list[asyncio.Future[Any]] = []
         for one in planned:  # 3
-            sent.append(await producer.send(one.topic, one.value, one.key, partition=0))
-            recorded = _Recorded(
-                who, one.subject, one.key.decode(errors="replace"), one.before, one.after
-            )
-            sent.append(
-                await producer.send(
-                    topics.changes, msgspec.json.encode(recorded), one.key, partition=0
-                )
-            )
-        for future in sent:  # awaited below, unless the commit fails first
+            if one.topic is not None:
+                records.append(await producer.send(one.topic, one.value, one.key, partition=0))
+            entry = msgspec.json.encode(_recorded(who, one))
+            entries.append(await producer.send(topics.changes, entry, one.key, partition=0))
+        for future in (*records, *entries):  # awaited below, unless the commit fails first
             future.add_done_callback(_retrieve)
         faults.point("change-sent")
         await producer.commit_transaction()  # 4
         faults.point("change-committed")
-        return [(await future).offset for future in sent[::2]]
+        return [(await future).offset for future in records]
+
+
+async def note_change(
+    client: Mapping[str, Any],
+    topics: ChangeTopics,
+    subject: Subject,
+    who: str,
+    key: str,
+    before: dict[str, Any] | None,
+    after: dict[str, Any] | None,
+) -> None:
+    """An entry about what is done elsewhere. Raises ``ChangeLogError``."""
+
+    async def plan() -> Sequence[Planned]:
+        return [Planned(None, key.encode(), None, subject, before, after)]
+
+    await commit_changes(client, topics, who, plan)
+
+
+def _recorded(who: str, planned: Planned) -> _Recorded:
+    key = planned.key.decode(errors="replace")
+    return _Recorded(who, planned.subject, key, planned.before, planned.after)
 
 
 def _retrieve(done: "asyncio.Future[Any]") -> None:

@@ -139,7 +139,7 @@ SPECS: Mapping[str, TopicSpec] = {
     ),
     "changes": TopicSpec(
         "tallyport.changes",
-        "who changed which policy, price or name",
+        "who changed which policy, price or name, or ran what",
         "delete",
         single=True,
         timestamp_type="LogAppendTime",

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 import uvloop
@@ -29,6 +30,7 @@ from pipeline.notices.unpriced_models import UnpricedModels
 from pipeline.notices.usage_line import UsageLine
 from pipeline.notices.weekly_mail import WeeklyMail
 from pipeline.settings import Settings, variable
+from pipeline.stream.change_log import note_change
 from pipeline.stream.topics import Topics
 from pipeline.web.bodies import InFlight
 from pipeline.web.budgets import BudgetEndpoints
@@ -93,7 +95,7 @@ class Api:
         self.rates = RateFeed(client, topics.rates, settings.price_lead_s, settings.currency)
         self.names = NameFeed(client, topics)
         self.ledger = LedgerReads(settings)
-        self.runs = Runs(settings)
+        self.runs = Runs(settings, partial(note_change, client, topics, "run"))
         gate = Gate(ring)
         self.streams = Streams(self.states, MAX_STREAMS, gate.still_admits)
         limits = TimeLimits.of(settings.max_event_age_days, settings.max_future_skew_s)

@@ -1,4 +1,4 @@
-"""``GET /v1/changes``: who changed which policy, price, name or key, newest first."""
+"""``GET /v1/changes``: who changed which policy, price, name or key, or ran what; newest first."""
 
 import re
 from collections import deque
@@ -23,7 +23,7 @@ from pipeline.web.query import choice, known, whole_number
 MAX_CHANGES = 1_000
 DEFAULT_CHANGES = 100
 READS_AT_ONCE = 4
-SUBJECTS = ("policy", "price", "name", "key")
+SUBJECTS = ("policy", "price", "name", "key", "run")
 _CURSOR = re.compile(r"([0-9]{1,19})-([0-9]{1,9})")
 
 
@@ -35,7 +35,7 @@ class _Cursor(NamedTuple):
 
 
 class ChangesEndpoint:
-    """The route ``/v1/changes``: the log of policies, prices and names, and the keys' history."""
+    """The route ``/v1/changes``: the log of changes and runs, and the keys' history."""
 
     def __init__(self, client: Mapping[str, Any], topic: str, ring: KeyRing | None) -> None:
         self._client = client
@@ -119,6 +119,9 @@ def key_changes(keys: tuple[Key, ...]) -> list[Change]:
 def _may_see(caller: Caller, change: Change) -> bool:
     if caller.ports is None:
         return True
+    if change.what == "run":
+        ports: list[str] | None = (change.after or {}).get("ports")
+        return ports is not None and all(map(caller.may_see_port, ports))
     if change.what not in ("policy", "name"):
         return False
     key = change.key if change.what == "policy" else f"{change.key}|tokens|day"

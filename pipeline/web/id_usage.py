@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pipeline.core.budgets import DISABLED, State, state_fields, status_of
+from pipeline.core.budgets import DISABLED, State, state_fields, state_of, status_of
 from pipeline.core.forecast import Forecast, forecast, forecast_text
 from pipeline.core.money import format_nano
 from pipeline.core.policies import Policy, policy_fields, unset_policy
@@ -19,6 +19,7 @@ from pipeline.core.scopes import (
     PERIODS,
     UNITS,
     format_scope,
+    is_wildcard,
     parse_scope,
     record_key,
     wildcard_of,
@@ -216,8 +217,11 @@ def _filters(scope: str, kind: str, caller: Caller) -> UsageFilters:
 
 
 def _actual(client: Client, budget: _Budget, now_ms: int, currency: str) -> State:
-    """What the ledger counts for the budget, with or without a policy."""
+    """What the ledger counts for the budget, with or without a policy; nothing for a wildcard,
+    which each id uses up for itself."""
     policy = budget.policy or Policy(budget.scope, budget.unit, budget.period)
+    if is_wildcard(budget.scope):
+        return state_of(policy, budget.scope, window(budget.period, now_ms), 0, 0, now_ms)
     own = Policy(budget.scope, budget.unit, budget.period, policy.enabled, None, policy.hard_cap)
     return budgets_against_actual(client, [own], now_ms, currency)[0]
 

@@ -194,6 +194,8 @@ class Progress:
         committed = await admin.list_consumer_group_offsets(
             self._topics.sink_group, partitions=priced
         )
+        if untold := [tp for tp in priced if tp not in committed]:
+            raise TallyportError(f"the sink's position in {untold[0].topic} was not told")
         now_s = time.monotonic()
         for tp in tps:
             is_source = tp.topic == self._topics.events

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pipeline.core.corrections import MAX_REASON_CHARS
+from pipeline.core.corrections import MAX_RATE_ID_CHARS, MAX_REASON_CHARS
 from pipeline.core.errors import InvalidField
 from pipeline.core.rejections import REASONS
 from pipeline.web.gate import ADMINS, Caller, Gate
@@ -41,13 +41,15 @@ class RepriceBody(
     msgspec.Struct, forbid_unknown_fields=True, rename={"start": "from", "end": "to"}
 ):
     """Which booked events are looked at: of ``from`` up to and without ``to``, and these names.
-    ``reason`` is kept with every entry."""
+    ``rate_id`` is the rate they get, else whichever the rules choose now; ``reason`` is kept with
+    every entry."""
 
     start: _Moment
     end: _Moment
     port_id: _Text | None = None
     provider: _Text | None = None
     model: _Text | None = None
+    rate_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_RATE_ID_CHARS)] | None = None
     reason: _Why = "reprice"
 
 
@@ -89,7 +91,12 @@ class RunEndpoints:
         port_id = _port(caller, body.port_id)
         if caller.ports is not None and port_id is None:
             raise InvalidField("port_id", "is needed: this key is for some ports")
-        names = {"port_id": port_id, "provider": body.provider, "model": body.model}
+        names = {
+            "port_id": port_id,
+            "provider": body.provider,
+            "model": body.model,
+            "rate_id": body.rate_id,
+        }
         _check_texts({**names, "reason": body.reason})
         span = {"from": _text(start), "to": _text(end)}
         words = _options({**span, **names, "reason": f"{body.reason} ({caller.name})"})

@@ -4,6 +4,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from pipeline.notices.destinations import Destinations
 from pipeline.settings import Settings
 from pipeline.web.gate import ASKERS, Caller, Gate
 from pipeline.web.json_bodies import json_answer
@@ -16,6 +17,8 @@ class WhoamiEndpoint:
     def __init__(self, settings: Settings) -> None:
         self._currency = settings.currency
         self._price_lead_s = settings.price_lead_s
+        destinations = Destinations(settings)
+        self._alerts = {"default": bool(destinations.all), "mail": destinations.can_mail}
 
     def routes(self, gate: Gate) -> list[Route]:
         return [gate.route("/v1/whoami", self._get, ASKERS)]
@@ -29,5 +32,6 @@ class WhoamiEndpoint:
                 "ports": None if caller.ports is None else sorted(caller.ports),
                 "currency": self._currency,
                 "price_lead_s": self._price_lead_s,
+                "alerts": self._alerts,
             }
         )

@@ -165,15 +165,23 @@ class Site:
 
     def reject(self, *values: bytes, content_type: str = "application/json") -> None:
         """Records that stand on the topic of events without having been judged by the API."""
+        headers = [("content-type", content_type.encode())]
+        self._publish("events", *((b"", value, headers) for value in values))
+
+    def write_policy(self, key: str, value: bytes) -> None:
+        """A record on the topic of policies that nobody has judged."""
+        self._publish("policies", (key.encode(), value, []))
+
+    def _publish(self, topic: str, *records: tuple[bytes, bytes, list[tuple[str, bytes]]]) -> None:
         assert self.deployment is not None
-        topics = Topics(self.deployment.settings.topic_prefix)
+        name = getattr(Topics(self.deployment.settings.topic_prefix), topic)
         client = {"bootstrap_servers": self.deployment.kafka}
 
-        headers = [("content-type", content_type.encode())]
-
         async def send() -> None:
-            async with Publisher(client, topics.events) as publisher:
-                futures = [await publisher.send(value, b"", headers, 0) for value in values]
+            async with Publisher(client, name) as publisher:
+                futures = [
+                    await publisher.send(value, key, headers, 0) for key, value, headers in records
+                ]
                 await asyncio.gather(*futures)
 
         # A loop may run in this thread already, which is Playwright's.

@@ -157,6 +157,43 @@ def test_a_soft_cap_above_the_hard_cap(open_page: OpenPage) -> None:
     expect(page.get_by_text("Must not be above the hard cap.")).to_be_visible()
 
 
+def test_who_is_told_is_set_with_the_cap(
+    open_page: OpenPage, site: Site, client: httpx.Client
+) -> None:
+    path = "/v1/budgets/port:told/tokens/week"
+    page = open_page("ports/told?unit=tokens&period=week")
+    told = page.get_by_label("Who is told")
+    # Nobody is, by the settings of this deployment, and the field says so.
+    hints = [page.locator(f"#{one}").inner_text()
+             for one in (told.get_attribute("aria-describedby") or "").split()]  # fmt: skip
+    assert "Empty: nobody" in hints[0]
+    assert "No mail can be sent" in hints[0]
+    page.get_by_label("Hard cap (tokens)").fill("10")
+    for wrong in ("nobody", "a@b@c", "ftp://example.com", "ada@example.com, javascript:x"):
+        told.fill(wrong)
+        page.get_by_role("button", name="Set budget").click()
+        expect(page.get_by_text("Must be mail or https: addresses")).to_be_visible()
+        expect(told).to_be_focused()
+    hook = "https://example.com/hook?a=1,2"
+    told.fill(f"ada@example.com,bob@example.com; {hook}")
+    page.get_by_role("button", name="Set budget").click()
+    expect(page.get_by_role("button", name="Remove budget")).to_be_visible()
+    stored = ["mailto:ada@example.com", "mailto:bob@example.com", hook]
+    assert client.get(path).json()["notify"] == stored
+    expect(told).to_have_value(f"ada@example.com, bob@example.com, {hook}")
+    # What is shown is what is kept when something else is saved.
+    page.get_by_label("Hard cap (tokens)").fill("20")
+    page.get_by_role("button", name="Save", exact=True).press("Enter")
+    site.wait(lambda: client.get(path).json()["hard_cap"] == 20)
+    assert client.get(path).json()["notify"] == stored
+    # Who works by keyboard goes on from there, although the form was drawn anew.
+    expect(page.get_by_role("button", name="Save", exact=True)).to_be_enabled()
+    expect(page.get_by_role("button", name="Save", exact=True)).to_be_focused()
+    told.fill("")
+    page.get_by_role("button", name="Save", exact=True).click()
+    site.wait(lambda: client.get(path).json()["notify"] == [])
+
+
 def test_what_the_server_refuses_is_told_beside_its_field_too(open_page: OpenPage) -> None:
     page = open_page("ports/wrong")
     page.get_by_label("Mail address").fill("nobody at all")
@@ -203,7 +240,10 @@ def test_a_key_of_one_port_is_shown_that_port(open_page: OpenPage) -> None:
     page = open_page("ports", key="harbor")
     expect(page.get_by_role("row")).to_have_count(2)
     expect(page.get_by_role("link", name="Organisation")).to_have_count(0)
-    page.goto(page.url.replace("#/ports", "#/ports/harbor-1"))
+    expect(page.get_by_role("link", name="Budget for every port")).to_have_count(0)
+    page.goto(page.url.replace("#/ports", "#/overview"))
+    expect(page.locator(".parts li")).to_have_count(5)
+    page.goto(page.url.replace("#/overview", "#/ports/harbor-1"))
     expect(page.get_by_text("this key is for other ports")).to_be_visible()
     page.goto(page.url.replace("harbor-1", "harbor-7"))
     expect(page.get_by_role("button", name=re.compile("^(Save|Set budget)$"))).to_be_visible()
@@ -284,7 +324,7 @@ def test_effective_limits(open_page: OpenPage, site: Site) -> None:
         expect(page.get_by_role("table").get_by_text(text).first).to_be_visible()
     page.get_by_label("Estimated tokens").fill("999999999999")
     page.get_by_role("button", name="Ask").click()
-    expect(page.get_by_text("The call is refused")).to_be_visible()
+    expect(page.locator(".verdict")).to_contain_text("The call is refused")
     page.get_by_label("Estimated tokens").fill("-1")
     page.get_by_role("button", name="Ask").click()
     expect(page.get_by_text("Must be a whole number of tokens.")).to_be_visible()
@@ -296,11 +336,11 @@ def test_a_rate_is_added_for_a_model_without_one(open_page: OpenPage, client: ht
     expect(page.get_by_role("textbox", name="Model").first).to_have_value("frontier-x1")
     page.get_by_role("button", name="Publish the rate").click()
     expect(page.get_by_text("At least one price is needed.")).to_be_visible()
-    page.get_by_label("Input (USD a million)").fill("-1")
+    page.get_by_label("Input (USD a million)", exact=True).fill("-1")
     page.get_by_role("button", name="Publish the rate").click()
     expect(page.get_by_text("not negative")).to_be_visible()
-    page.get_by_label("Input (USD a million)").fill("2.5")
-    page.get_by_label("Output (USD a million)").fill("10")
+    page.get_by_label("Input (USD a million)", exact=True).fill("2.5")
+    page.get_by_label("Output (USD a million)", exact=True).fill("10")
     page.get_by_role("button", name="Publish the rate").click()
     expect(page.get_by_text("for acme/frontier-x1 is published")).to_be_visible()
     expect(page.get_by_role("button", name="Show what it would change")).to_be_visible()
@@ -310,7 +350,118 @@ def test_a_rate_is_added_for_a_model_without_one(open_page: OpenPage, client: ht
     page.get_by_role("textbox", name="Provider").last.fill("openai")
     page.get_by_role("textbox", name="Model").last.fill("gpt-5")
     page.get_by_role("button", name="Explain").click()
-    expect(page.get_by_text("the built-in book lists openai/gpt-5")).to_be_visible()
+    expect(page.locator(".explanation")).to_contain_text("the built-in book lists openai/gpt-5")
+
+
+def test_a_rate_prices_whatever_a_model_is_counted_by(
+    open_page: OpenPage, site: Site, client: httpx.Client
+) -> None:
+    model = f"voice-{uuid.uuid4().hex[:8]}"
+    page = open_page("prices")
+    page.get_by_role("textbox", name="Provider").first.fill("acme")
+    page.get_by_role("textbox", name="Model").first.fill(model)
+    page.get_by_text("Other prices").click()
+    seconds = page.get_by_label("Audio seconds (USD each)")
+    seconds.fill("a lot")
+    page.get_by_text("Other prices").click()
+    page.get_by_role("button", name="Publish the rate").click()
+    expect(seconds).to_be_focused()  # and so its part is open again
+    expect(page.get_by_text("Must be an amount such as 0.25")).to_be_visible()
+    seconds.fill("0.0001")
+    page.get_by_label("Characters (USD a million)").fill("15")
+    page.get_by_label("Images (USD each)").fill("0.04")
+    page.get_by_label("Holds").select_option("back")
+    page.get_by_role("button", name="Publish the rate").click()
+    expect(page.get_by_text(f"for acme/{model} is published")).to_be_visible()
+    [rate] = [one["rate"] for one in client.get("/v1/prices").json()["rates"]
+              if one["rate"].get("model") == model]  # fmt: skip
+    assert rate["per_million"] == {"characters": "15"}
+    assert (rate["per_second"], rate["per_unit"]) == (
+        {"audio_seconds": "0.0001"},
+        {"images": "0.04"},
+    )
+    port = f"booth-{model}"
+    site.send(
+        port_id=port, provider="acme", model=model, kind="tts", characters=2_000_000, images=1
+    )
+    site.wait(lambda: len(client.get(f"/v1/usage?port_id={port}").json()["rows"]) == 1)
+    [row] = client.get(f"/v1/usage?port_id={port}").json()["rows"]
+    assert row["cost"] == "30.04"
+
+
+def test_a_budget_for_every_port(open_page: OpenPage, client: httpx.Client, axe: str) -> None:
+    page = open_page("ports", bypass_csp=True)
+    page.get_by_role("link", name="Budget for every port").click()
+    expect(page.get_by_role("heading", name="Every port")).to_be_visible()
+    page.get_by_label("Unit").select_option("cost")
+    expect(page.get_by_label("Hard cap (USD)")).to_be_visible()
+    page.get_by_label("Period").focus()
+    page.get_by_label("Period").select_option("week")
+    expect(page.locator(".standing .badge")).to_have_text("No budget")
+    expect(page.get_by_label("Hard cap (USD)")).to_be_enabled()
+    expect(page.get_by_label("Period")).to_be_focused()
+    page.get_by_label("Hard cap (USD)").fill("100000")
+    page.get_by_role("button", name="Set budget").click()
+    expect(page.locator(".standing .badge")).to_have_text("Within limits")
+    assert serious(page, axe) == []
+    assert client.get("/v1/budgets/port:*/cost/week").json()["hard_cap"] == "100000"
+    page.goto(page.url.split("#")[0] + "#/changes")
+    page.get_by_role("link", name="every port").first.click()
+    expect(page.get_by_role("heading", name="Every port")).to_be_visible()
+    client.delete("/v1/budgets/port:*/cost/week").raise_for_status()
+
+
+def test_on_a_phone_what_matters_is_in_sight(open_page: OpenPage, site: Site) -> None:
+    model = f"pocket-{uuid.uuid4().hex[:8]}"
+    site.send(port_id="pocket", provider="acme", model=model, input_tokens=1)
+    page = open_page("prices", viewport=PHONE)
+    button = page.get_by_role("button", name=f"Add a rate for {model}")
+    site.wait(lambda: page.reload() is not None and settled(page) is None and button.count() == 1)
+    for wanted in (button, page.get_by_role("button", name=f"Price again calls of {model}")):
+        box = wanted.bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= PHONE["width"]
+    page.goto(page.url.replace("#/prices", "#/ports/harbor-1"))
+    cost = page.get_by_role("columnheader", name="Cost")
+    expect(cost).to_be_visible()
+    box = cost.bounding_box()
+    assert box is not None
+    assert box["x"] + box["width"] <= PHONE["width"]
+
+
+def test_the_overview_says_whether_anybody_is_told(open_page: OpenPage) -> None:
+    page = open_page("overview")
+    parts = page.locator(".parts li")
+    expect(parts).to_have_count(5)
+    expect(parts.last).to_contain_text("Alerts")
+    expect(parts.last).to_contain_text("nobody is told")
+
+
+def test_budget_records_that_are_not_used_are_told(
+    open_page: OpenPage, site: Site, client: httpx.Client, axe: str
+) -> None:
+    page = open_page("overview", bypass_csp=True)
+    settled(page)
+    title = "Budget records that are not used"
+    expect(page.get_by_role("heading", name=title)).to_have_count(0)
+    path = "/v1/budgets/port:garbled/cost/day"
+    client.put(path, json={"hard_cap": "5"}).raise_for_status()
+    body = {"scope": "port:garbled", "unit": "cost", "period": "day", "hard_cap": "<b>-1</b>"}
+    site.write_policy("port:garbled|cost|day", json.dumps(body).encode())
+    site.wait(lambda: len(client.get("/v1/budgets").json()["invalid"]) == 1)
+    page.reload()
+    row = page.get_by_role("table", name=title).get_by_role("row").last
+    expect(row).to_contain_text("port:garbled|cost|day")
+    expect(row).to_contain_text("hard_cap: ")
+    expect(row.get_by_role("link", name="garbled")).to_be_visible()
+    assert serious(page, axe) == []
+    # The last valid one stays in force; a valid one heals it.
+    assert client.get(path).json()["hard_cap"] == "5"
+    client.put(path, json={"hard_cap": "6"}).raise_for_status()
+    page.reload()
+    settled(page)
+    expect(page.get_by_role("heading", name=title)).to_have_count(0)
+    client.delete(path).raise_for_status()
 
 
 def test_users_page_through_their_events(open_page: OpenPage, client: httpx.Client) -> None:
@@ -355,6 +506,7 @@ def test_a_model_without_a_price_gets_one_and_what_is_booked_too(
     run = page.locator(".run")
     expect(run).to_have_attribute("data-state", "done")
     expect(run).to_contain_text("3 calls would change. Cost $0.00 → $1.50 (+$1.50)")
+    since = page.get_by_label("From (UTC)").input_value()
     expect(run.get_by_role("row", name=re.compile(port))).to_contain_text("3 → 0")
     assert sum_of(client, unpriced) == 3
     assert serious(page, axe) == []
@@ -371,6 +523,27 @@ def test_a_model_without_a_price_gets_one_and_what_is_booked_too(
     page.get_by_role("button", name="Show what would change").click()
     expect(page.locator(".run")).to_contain_text("Nothing would change. Left as they are: 3")
     expect(page.get_by_role("button", name="Reprice these calls")).to_have_count(0)
+    # A rate may be named, also one that is for something else; what it cannot price is left.
+    rate = client.get("/v1/prices").json()["rates"][-1]["rate"]["rate_id"]
+    named = page.get_by_label("Rate", exact=True)
+    assert page.locator(f"datalist option[value='{rate}']").count() == 1
+    named.fill("no-such-rate")
+    page.get_by_role("button", name="Show what would change").click()
+    expect(page.locator(".run")).to_contain_text("Left as they are: 3 that the rate cannot price")
+    named.fill(rate)
+    page.get_by_role("button", name="Show what would change").click()
+    expect(page.locator(".run")).to_contain_text(f"rate id {rate}")
+    expect(page.locator(".run")).to_contain_text("Left as they are: 3 priced right")
+    # Who did it, and what it came to, is in the log.
+    page.goto(page.url.replace("#/prices", "#/changes?what=run"))
+    began, came = (page.locator("tbody tr").nth(at) for at in (1, 0))
+    for row in (began, came):
+        expect(row).to_contain_text("key:ada")
+        expect(row).to_contain_text("pricing booked calls again")
+    expect(began).to_contain_text(f"began from {since}")
+    expect(began).to_contain_text(f"model {model}")
+    expect(came).to_contain_text("done sent 3 cost $0.00 → $1.50")
+    assert serious(page, axe) == []
 
 
 def sum_of(client: httpx.Client, unpriced: str) -> int:

@@ -150,6 +150,16 @@ def test_a_key_for_some_ports_gets_at_these(site: Site, client: httpx.Client) ->
         for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/start")):
             answer = own.request(method, f"/v1/runs/{alien['id']}{path}")
             assert answer.status_code == 404
+        found = ended(site, own, own.post("/v1/replays", json={}))
+        ended(site, own, own.post(f"/v1/runs/{found['id']}/start"))
+        ended(site, client, client.post(f"/v1/runs/{alien['id']}/start"))
+        # In the log of changes, too, each sees what its ports allow.
+        seen = own.get("/v1/changes?what=run").json()["changes"]
+    assert [(one["who"], one["after"]["ports"]) for one in seen] == [
+        ("key:harbor", ["harbor-7"]), ("key:harbor", ["harbor-7"]),
+    ]  # fmt: skip
+    every = client.get("/v1/changes?what=run").json()["changes"]
+    assert {"key:ada", "key:harbor"} <= {one["who"] for one in every}
     # Who may see every port sees what others began.
     assert "key:harbor" in {one["started_by"] for one in client.get("/v1/runs").json()["runs"]}
 
@@ -177,6 +187,8 @@ def test_a_run_is_stopped(site: Site, client: httpx.Client) -> None:
         ("reprices", {**days(), "model": "a\nb"}, "model"),
         ("reprices", {**days(), "model": "x" * 129}, "model"),
         ("reprices", {**days(), "reason": "\x00"}, "reason"),
+        ("reprices", {**days(), "rate_id": "a\tb"}, "rate_id"),
+        ("reprices", {**days(), "rate_id": ""}, "rate_id"),
         ("replays", {"reasons": ["no-such"]}, "reasons"),
         ("replays", {"reasons": "too-old"}, "reasons"),
         ("replays", {"port_id": ""}, "port_id"),

@@ -401,3 +401,13 @@ def test_without_a_ledger_the_rest_goes_on(kafka: str, tmp_path: Path) -> None:
             assert client.get("/health/ready").status_code == 200
             assert client.get("/").status_code == 200
         assert process.stop() == 0, process.errors
+
+
+@pytest.mark.parametrize("path", ["ports", "groups", "organizations"])
+@pytest.mark.parametrize("unit", ["tokens", "cost"])
+def test_of_a_wildcard_itself_nothing_is_used(client: httpx.Client, path: str, unit: str) -> None:
+    answer = client.get(f"/v1/usage/{path}/*?unit={unit}&period=week")
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert found["scope"].endswith(":*")
+    assert (found["used"], found["policy"], found["features"]) in [(0, None, []), ("0", None, [])]

@@ -1,6 +1,6 @@
 // One port, group or organisation: its budget, live, and what it is spent on.
 
-import { Refusal, ask, get, mayChangeScope, query } from "./api.js";
+import { Refusal, ask, get, mayChangeScope, query, session } from "./api.js";
 import { announce, fill, freshId, h } from "./dom.js";
 import { PERIODS, STATUSES, UNITS, amount, amountOf, count, money, parseNano, percent, time } from "./format.js";
 import { follow } from "./live.js";
@@ -11,9 +11,13 @@ import { badge, button, capBar, card, field, head, notice, select, table, toggle
 const PATHS = { port: "ports", group: "groups", org: "organizations", all: "all" };
 const TITLES = { port: "Port", group: "Group", org: "Organisation" };
 const REFRESH_MS = 2_000;
+const MAIL = /^[^\s@:/]+@[^\s@:/]+$/;
+const BETWEEN = /\s+|[,;](?=https?:\/\/|mailto:|[^\s,;@/]+@)/; // an address may hold a comma itself
+const WEB = /^https?:\/\/[^/]/;
 
 export async function show(page, kind) {
   const plainId = page.parts.join("/");
+  if (plainId === "*") return showWildcard(page, kind);
   const scope = `${kind}:${plainId}`;
   await look([scope], page.signal);
   const budgetPlace = h("div", {});
@@ -22,6 +26,14 @@ export async function show(page, kind) {
   const headPlace = h("div", {}, title());
   fill(page.place, headPlace, budgetPlace, usagePlace, mayChangeScope(scope) && nameEditor(scope, () => fill(headPlace, title()), page.signal));
   await budgetCard({ place: budgetPlace, usagePlace, scope, path: `${PATHS[kind]}/${encodeURIComponent(plainId)}`, page });
+}
+
+/** The budget that holds for every id without one of its own; nothing is used of it itself. */
+async function showWildcard(page, kind) {
+  const place = h("div", {});
+  fill(page.place, head(h("span", {}, h("span", { className: "overline" }, "Budget"), ` Every ${TITLES[kind].toLowerCase()}`)),
+    h("p", { className: "lead" }, `Each ${TITLES[kind].toLowerCase()} that has no budget of its own in a unit and period is held against this one, by itself.`), place);
+  await budgetCard({ place, usagePlace: null, scope: `${kind}:*`, path: `${PATHS[kind]}/*`, page, title: null });
 }
 
 /** The budget card of a scope, kept up to date by the stream of states. */
@@ -50,11 +62,21 @@ export async function budgetCard({ place, usagePlace, scope, path, page, unit = 
     await drawForm();
   }
 
+  /** Reads and draws anew. Until then nobody types into what is about to be replaced; afterwards the
+   * one who works by keyboard is where they were. */
+  function again(name) {
+    for (const one of formPlace.querySelectorAll("input, select, button")) one.disabled = true;
+    load().then(() => {
+      const isFree = document.activeElement === document.body;
+      if (isFree) place.querySelector(name ? `[name=${name}]` : "[type=submit]")?.focus({ preventScroll: true });
+    }).catch(failed);
+  }
+
   function drawChoosers() {
     const units = select(UNITS, asked.unit, { name: "unit" });
     const periods = select(PERIODS, asked.period, { name: "period" });
-    units.addEventListener("change", () => { asked.unit = units.value; load().catch(failed); });
-    periods.addEventListener("change", () => { asked.period = periods.value; load().catch(failed); });
+    units.addEventListener("change", () => { asked.unit = units.value; again(units.name); });
+    periods.addEventListener("change", () => { asked.period = periods.value; again(periods.name); });
     fill(chooser, h("label", {}, h("span", {}, "Unit"), units), h("label", {}, h("span", {}, "Period"), periods));
   }
 
@@ -64,7 +86,7 @@ export async function budgetCard({ place, usagePlace, scope, path, page, unit = 
     const isOff = !shown.enabled;
     fill(standing,
       h("div", { className: "used" }, h("strong", { "data-used": String(shown.used) }, amount(shown.used, shown.unit, cost)),
-        shown.hard_cap !== null && !isOff && h("span", {}, ` of ${amount(shown.hard_cap, shown.unit, cost)}`), badge(shown.status)),
+        shown.hard_cap !== null && !isOff && h("span", {}, ` of ${amount(shown.hard_cap, shown.unit, cost)}`), badge(shown.status, isOff && shown.policy_source === "none" ? STATUSES["no-policy"] : null)),
       capBar(isOff ? { ...shown, hard_cap: null, soft_cap: null, soft_line: null } : shown, cost),
       h("dl", { className: "facts" },
         fact("Soft line", isOff ? "–" : amount(shown.soft_line, shown.unit, cost)),
@@ -73,7 +95,7 @@ export async function budgetCard({ place, usagePlace, scope, path, page, unit = 
         fact("Used of the cap", isOff || share === null ? "–" : `${share} %`),
         fact("Starts again", time(shown.resets_at)),
         shown.unpriced_events > 0 && fact("Calls without a price", count(shown.unpriced_events))),
-      !isOff && shown.hard_cap !== null && h("p", { className: "forecast" }, sentence(shown)),
+      !isOff && shown.hard_cap !== null && !shown.scope.endsWith(":*") && h("p", { className: "forecast" }, sentence(shown)),
       shown.policy_source === "wildcard" && h("p", { className: "note" }, `This budget holds for ${shown.policy.scope}; saving here gives this id one of its own.`));
   }
 
@@ -96,7 +118,7 @@ export async function budgetCard({ place, usagePlace, scope, path, page, unit = 
     const path = `/v1/budgets/${encodeURIComponent(shown.scope)}/${shown.unit}/${shown.period}`;
     const isThere = shown.policy !== null && shown.policy_source !== "wildcard";
     const found = isThere ? await readPolicy(path, page.signal) : { path, policy: null, etag: null };
-    fill(formPlace, policyForm({ shown, found, onSaved: (text) => { announce(text); load().catch(failed); }, onReload: () => drawForm().catch(failed), page }));
+    fill(formPlace, policyForm({ shown, found, onSaved: (text) => { announce(text); again(null); }, onReload: () => drawForm().catch(failed), page }));
   }
 
   function failed(error) {
@@ -174,7 +196,8 @@ function policyForm({ shown, found, onSaved, onReload, page }) {
   const hard = field(`Hard cap (${unitText})`, text(policy?.hard_cap), "Blocks from it on. Empty: never blocks.");
   const warn = field("Warn at (% of the hard cap)", h("input", { type: "text", inputmode: "numeric", value: policy?.warn_threshold_pct ?? 80 }), "Used where there is no soft cap.");
   const stale = field("When states are stale", select({ allow: "allow calls", deny: "refuse calls" }, policy?.on_stale ?? "allow"));
-  const fields = { soft_cap: soft, hard_cap: hard, warn_threshold_pct: warn, on_stale: stale };
+  const told = field("Who is told", h("input", { type: "text", autocomplete: "off", spellcheck: "false", inputmode: "email", value: addressesText(policy?.notify ?? []) }), toldHint());
+  const fields = { soft_cap: soft, hard_cap: hard, warn_threshold_pct: warn, on_stale: stale, notify: told };
   const said = h("div", { className: "said" });
   const save = h("button", { type: "submit", className: "primary" }, isSet ? "Save" : "Set budget");
 
@@ -182,7 +205,7 @@ function policyForm({ shown, found, onSaved, onReload, page }) {
     event.preventDefault();
     for (const one of Object.values(fields)) one.fail(null);
     fill(said);
-    const body = checked({ soft, hard, warn }, shown.unit);
+    const body = checked({ soft, hard, warn, told }, shown.unit);
     if (!body) { form.querySelector("[aria-invalid]")?.focus(); return; }
     hold(true); // until the form is drawn anew, with the tag of what is in force then
     try {
@@ -221,13 +244,13 @@ function policyForm({ shown, found, onSaved, onReload, page }) {
   } });
 
   const form = h("form", { className: "policy", novalidate: true, onsubmit: submit },
-    enabled.node, h("div", { className: "fields" }, soft.node, hard.node, warn.node, stale.node),
+    enabled.node, h("div", { className: "fields" }, soft.node, hard.node, warn.node, stale.node), told.node,
     h("div", { className: "actions" }, save, remove), said);
   return h("details", { open: true }, h("summary", {}, isSet ? "Change the budget" : "Set a budget"), form);
 }
 
 /** The fields as the API takes them; null after telling what is wrong with them. */
-function checked({ soft, hard, warn }, unit) {
+function checked({ soft, hard, warn, told }, unit) {
   let isGood = true;
   const cap = (one) => {
     const text = one.input.value.replaceAll(/[,_\s]/g, "");
@@ -246,6 +269,22 @@ function checked({ soft, hard, warn }, unit) {
   if (softCap && hardCap && softCap.value > hardCap.value) { soft.fail("Must not be above the hard cap."); isGood = false; }
   const percentText = warn.input.value.trim();
   if (!/^\d{1,3}$/.test(percentText) || Number(percentText) > 100) { warn.fail("Must be a whole number from 0 to 100."); isGood = false; }
-  return isGood ? { soft_cap: softCap?.wire ?? null, hard_cap: hardCap?.wire ?? null, warn_threshold_pct: Number(percentText) } : null;
+  const notify = addresses(told.input.value);
+  if (notify === null) { told.fail("Must be mail or https: addresses, separated by commas."); isGood = false; }
+  return isGood ? { soft_cap: softCap?.wire ?? null, hard_cap: hardCap?.wire ?? null, warn_threshold_pct: Number(percentText), notify } : null;
+}
+
+/** What is typed as a policy has it: mail addresses get their `mailto:`. Null where one is neither. */
+function addresses(text) {
+  const found = text.split(BETWEEN).map((one) => one.replace(/[,;]+$/, "")).filter(Boolean).map((one) => (MAIL.test(one) ? `mailto:${one}` : one));
+  return found.every((one) => WEB.test(one) || (one.startsWith("mailto:") && MAIL.test(one.slice(7)))) ? found : null;
+}
+
+function addressesText(notify) { return notify.map((one) => one.replace(/^mailto:/, "")).join(", "); }
+
+function toldHint() {
+  const { alerts } = session.whoami;
+  const empty = alerts.default ? "Empty: those of the deployment's settings." : "Empty: nobody, as the deployment's settings name no one.";
+  return `At the soft line and at the cap: mail or https: addresses. ${empty}${alerts.mail ? "" : " No mail can be sent until a mail server is set."}`;
 }
 

@@ -1,6 +1,6 @@
 // Lists of ports, users, groups and organisations: paged and searched by the server.
 
-import { get, mayChange, query } from "./api.js";
+import { get, mayChange, query, seesAll } from "./api.js";
 import { fill, h } from "./dom.js";
 import { A_PERIOD, amount, count, money } from "./format.js";
 import { label, learn, pathOf } from "./names.js";
@@ -20,7 +20,7 @@ export async function show(page, kind) {
   const place = h("div", {});
   const order = select({ cost: "Dearest first", cap: "Closest to a cap first", id: "By id" }, asked.order, { "aria-label": "Order" });
   order.addEventListener("change", () => { asked.order = order.value; asked.at = 0; draw(); });
-  fill(page.place, (page.nested ? subhead : head)(list.title, h("div", { className: "beside" }, order, mayChange() && kind !== "user" && opener(kind, list))),
+  fill(page.place, (page.nested ? subhead : head)(list.title, h("div", { className: "beside" }, order, kind !== "user" && seesAll() && h("a", { href: pathOf(`${kind}:*`) }, `Budget for every ${list.one}`), mayChange() && kind !== "user" && opener(kind, list))),
     searchField(`Search ${list.title.toLowerCase()}`, asked.search, (text) => { asked.search = text; asked.at = 0; draw(); }), place);
 
   let turn = 0;

@@ -38,7 +38,7 @@ export function pathOf(scope) {
   const at = scope.indexOf(":");
   const kind = at < 0 ? scope : scope.slice(0, at);
   if (kind === "all") return "#/organisation";
-  if (scope.endsWith(":*")) return null;
+  if (scope === "user:*") return null;
   return `#/${PAGES[kind]}/${encodeURIComponent(scope.slice(at + 1))}`;
 }
 

@@ -11,6 +11,13 @@ const COUNTERS = {
   input_audio_tokens: "Audio input", input_image_tokens: "Image input", output_tokens: "Output", reasoning_tokens: "Reasoning", output_audio_tokens: "Audio output",
   characters: "Characters", audio_seconds: "Audio seconds", images: "Images", web_searches: "Web searches", request: "Call",
 };
+const BASES = ["per_million", "per_second", "per_unit"];
+// What a rate may price beside input, output and the call, and by what.
+const MORE = [
+  ["cached_input_tokens", "per_million"], ["cache_write_tokens", "per_million"], ["cache_write_1h_tokens", "per_million"], ["input_audio_tokens", "per_million"],
+  ["input_image_tokens", "per_million"], ["reasoning_tokens", "per_million"], ["output_audio_tokens", "per_million"], ["characters", "per_million"],
+  ["audio_seconds", "per_second"], ["images", "per_unit"], ["web_searches", "per_unit"],
+];
 
 export async function show(page) {
   const [rates, unpriced] = await Promise.all([
@@ -20,7 +27,7 @@ export async function show(page) {
   const explained = h("div", {});
   const mayPublish = mayChange() && seesAll();
   const setter = mayPublish && rateForm(page, () => show(page));
-  const repricer = mayChange() && repriceForm(page);
+  const repricer = mayChange() && repriceForm(page, rates.rates.map((one) => one.rate));
   fill(page.place, head("Prices"),
     h("div", { className: "grid" },
       h("section", { className: "card span-2", id: "unpriced", "aria-labelledby": "unpriced-title" }, h("h2", { id: "unpriced-title" }, "Models without a price"),
@@ -43,8 +50,8 @@ function unpricedTable(models, setter, repricer) {
     table("Models without a price", [
       { title: "Model", cell: (row) => h("span", { className: "named" }, h("span", { className: "name" }, row.model), h("span", { className: "id small" }, row.provider)) },
       { title: "Calls", number: true, cell: (row) => count(row.unpriced_requests) },
-      { title: "First seen", cell: (row) => row.first_day },
-      { title: "Last seen", cell: (row) => row.last_day },
+      { title: "First seen", roomy: true, cell: (row) => row.first_day },
+      { title: "Last seen", roomy: true, cell: (row) => row.last_day },
       repricer && { title: "", cell: (row) => h("div", { className: "actions" },
         setter && h("button", { type: "button", onclick: () => setter.start(row) }, "Add a rate", h("span", { className: "unseen" }, ` for ${row.model}`)),
         h("button", { type: "button", onclick: () => repricer.start(row) }, "Price again", h("span", { className: "unseen" }, ` calls of ${row.model}`))) },
@@ -117,8 +124,11 @@ function rateForm(page, onPublished) {
   const input = field(`Input (${session.whoami.currency} a million)`, amount());
   const output = field(`Output (${session.whoami.currency} a million)`, amount());
   const per = field(`Each call (${session.whoami.currency})`, amount());
+  const more = Object.fromEntries(MORE.map(([name, basis]) => [name, field(`${COUNTERS[name]} (${session.whoami.currency}${basis === "per_million" ? " a million" : " each"})`, amount())]));
   const from = field("Holds", select({ soon: `from in ${session.whoami.price_lead_s} s on`, back: "backdated by 30 days" }, "soon"), "What is booked already keeps its price until it is repriced.");
-  const fields = { provider, model, input_tokens: input, output_tokens: output, request: per };
+  const fields = { provider, model, input_tokens: input, output_tokens: output, request: per, ...more };
+  const others = h("details", {}, h("summary", {}, "Other prices: parts of input and output, audio, characters, images"),
+    h("p", { className: "hint" }, "A part without a price of its own costs what input or output costs."), h("div", { className: "fields" }, Object.values(more).map((one) => one.node)));
   const said = h("div", { className: "said" });
   const node = h("form", { novalidate: true, onsubmit: async (event) => {
     event.preventDefault();
@@ -136,20 +146,20 @@ function rateForm(page, onPublished) {
       const name = (error.field ?? "").split(".").at(-1);
       if (fields[name]) { fields[name].fail(error.message); fields[name].input.focus(); } else fill(said, notice("bad", error.message));
     }
-  } }, h("div", { className: "fields" }, provider.node, model.node, input.node, output.node, per.node, from.node),
+  } }, h("div", { className: "fields" }, provider.node, model.node, input.node, output.node, per.node, from.node), others,
   h("div", { className: "actions" }, h("button", { type: "submit", className: "primary" }, "Publish the rate")), said);
 
   function rate() {
     for (const one of [provider, model]) if (!one.input.value.trim()) { one.fail("Is needed."); one.input.focus(); return null; }
-    const body = { provider: provider.input.value.trim(), model: model.input.value.trim(), currency: session.whoami.currency, per_million: {}, per_unit: {} };
-    for (const [name, holder] of [["input_tokens", body.per_million], ["output_tokens", body.per_million], ["request", body.per_unit]]) {
+    const body = { provider: provider.input.value.trim(), model: model.input.value.trim(), currency: session.whoami.currency, per_million: {}, per_second: {}, per_unit: {} };
+    for (const [name, basis] of [["input_tokens", "per_million"], ["output_tokens", "per_million"], ["request", "per_unit"], ...MORE]) {
       const value = fields[name].input.value.trim();
       if (!value) continue;
-      if (!/^\d{1,9}(\.\d{1,12})?$/.test(value)) { fields[name].fail("Must be an amount such as 0.25, not negative."); fields[name].input.focus(); return null; }
-      holder[name] = value;
+      if (!/^\d{1,9}(\.\d{1,12})?$/.test(value)) { if (more[name]) others.open = true; fields[name].fail("Must be an amount such as 0.25, not negative."); fields[name].input.focus(); return null; }
+      body[basis][name] = value;
     }
-    if (!Object.keys(body.per_million).length && !Object.keys(body.per_unit).length) { input.fail("At least one price is needed."); input.input.focus(); return null; }
-    for (const name of ["per_million", "per_unit"]) if (!Object.keys(body[name]).length) delete body[name];
+    for (const name of BASES) if (!Object.keys(body[name]).length) delete body[name];
+    if (!BASES.some((name) => body[name])) { input.fail("At least one price is needed."); input.input.focus(); return null; }
     if (from.input.value === "back") {
       const start = new Date(Date.now() - 30 * 86_400_000);
       Object.assign(body, { backdated: true, effective_from: `${start.toISOString().slice(0, 10)}T00:00:00Z` });

@@ -2,15 +2,16 @@
 
 import { session } from "./api.js";
 import { h } from "./dom.js";
-import { count, money } from "./format.js";
+import { count, money, time } from "./format.js";
 import { bodyOf, portField, runPanel } from "./runs.js";
 import { field, table } from "./widgets.js";
 
 const DAY_MS = 86_400_000;
 const BACK_DAYS = 30;
+const RATES = "rates-that-were-set";
 
-/** A form that shows what repricing would change, and starts it. */
-export function repriceForm(page) {
+/** A form that shows what repricing would change, and starts it; `rates` are those that were set. */
+export function repriceForm(page, rates) {
   const text = (value, placeholder) => h("input", { type: "text", autocomplete: "off", spellcheck: "false", value, placeholder });
   const fields = {
     from: field("From (UTC)", text(dayText(-BACK_DAYS), "2026-11-01")),
@@ -18,6 +19,7 @@ export function repriceForm(page) {
     provider: field("Provider", text("", "every provider")),
     model: field("Model", text("", "every model")),
     port_id: portField(null, true),
+    rate_id: field("Rate", h("input", { type: "text", autocomplete: "off", spellcheck: "false", list: RATES, placeholder: "whichever applies" }), "One that was set, for all of these calls."),
     reason: field("Reason", text("", "reprice"), "Kept with every entry, with your key's name."),
   };
   const panel = runPanel({ page, kind: "reprice", path: "/v1/reprices", tell, changes: (result) => result.rows > 0, startText: "Reprice these calls" });
@@ -30,6 +32,7 @@ export function repriceForm(page) {
     h("p", { className: "note" }, "Calls that are booked keep their price until they are priced again by the rates as they are now. Nothing is written before you have seen the difference."),
     h("form", { novalidate: true, onsubmit: (event) => { event.preventDefault(); look(); } },
       h("div", { className: "fields" }, Object.values(fields).map((one) => one.node)),
+      h("datalist", { id: RATES }, rates.toReversed().filter(isPrice).map((rate) => h("option", { value: rate.rate_id }, `${rate.provider}/${rate.model}, from ${time(rate.effective_from)}`))),
       h("div", { className: "actions" }, h("button", { type: "submit" }, "Show what would change"))),
     panel.node);
   return {
@@ -38,6 +41,7 @@ export function repriceForm(page) {
     start({ provider, model, first_day: firstDay }) {
       fields.provider.input.value = provider;
       fields.model.input.value = model;
+      fields.rate_id.input.value = "";
       if (firstDay) fields.from.input.value = firstDay;
       fields.to.input.value = dayText(1);
       node.scrollIntoView({ block: "center" });
@@ -45,6 +49,8 @@ export function repriceForm(page) {
     },
   };
 }
+
+function isPrice(rate) { return !rate.withdraws && !rate.fx && !rate.multiplier; }
 
 function dayText(ahead) { return new Date(Date.now() + ahead * DAY_MS).toISOString().slice(0, 10); }
 

@@ -96,7 +96,8 @@ function chosen({ selection, started_by: who, started_at: at }) {
   return [span, ...told, again && "again", `by ${who.replace(/^key:/, "")}, ${time(at)}`].filter(Boolean).join(" · ");
 }
 
-function moment(text) { return text.endsWith("T00:00:00Z") ? text.slice(0, 10) : time(text); }
+/** A time, or the day alone where it begins one. */
+export function moment(text) { return text.endsWith("T00:00:00Z") ? text.slice(0, 10) : time(text); }
 
 /** The port that is meant: any for who sees all, else one of the key's own. */
 export function portField(hint, isOneNeeded) {

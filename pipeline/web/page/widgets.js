@@ -29,18 +29,20 @@ export function figure(title, value, note) {
   return h("div", { className: "figure" }, h("dt", {}, title), h("dd", {}, value, note && h("span", { className: "note" }, note)));
 }
 
-/** A table of `columns` {title, cell, number}; on a narrow screen it scrolls by itself. */
+/** A table of `columns` {title, cell, number, wide, roomy}; on a narrow screen it scrolls by itself, and roomy columns are left out on a phone. */
 export function table(caption, columns, rows, empty = "Nothing here.") {
   if (!rows.length) return h("p", { className: "empty" }, empty);
   return h("div", { className: "scroll", tabindex: 0, role: "region", "aria-label": caption },
     h("table", {},
       h("caption", { className: "unseen" }, caption),
       h("thead", {}, h("tr", {}, columns.map((column) =>
-        h("th", { scope: "col", className: column.number && "number" }, column.title)))),
+        h("th", { scope: "col", className: classesOf(column, ["number", "roomy"]) }, column.title)))),
       h("tbody", {}, rows.map((row) => h("tr", {}, columns.map((column, at) =>
-        h(at === 0 ? "th" : "td", { scope: at === 0 ? "row" : null, className: [column.number && "number", column.wide && "wide"].filter(Boolean).join(" ") || null },
+        h(at === 0 ? "th" : "td", { scope: at === 0 ? "row" : null, className: classesOf(column, ["number", "wide", "roomy"]) },
           column.cell(row))))))));
 }
+
+function classesOf(column, names) { return names.filter((name) => column[name]).join(" ") || null; }
 
 /** Use against soft line and hard cap. The words beside it say the same. */
 export function capBar(budget, currency) {
