@@ -134,7 +134,10 @@ def days_of(blocks: Sequence[PricedBlock]) -> tuple[date, ...]:
             days = packed_days(packed, ROW_COLUMNS)
         except _NOT_PACKED:
             days = _days_of_rows(blocks)
-    return tuple(_EPOCH_DAY + timedelta(days=day) for day in sorted(days))
+    try:
+        return tuple(_EPOCH_DAY + timedelta(days=day) for day in sorted(days))
+    except OverflowError as error:
+        raise CorruptRecord(f"a priced block's rows are of no day: {error}") from error
 
 
 def _days_of_rows(blocks: Sequence[PricedBlock]) -> set[int]:

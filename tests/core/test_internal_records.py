@@ -25,9 +25,15 @@ PARTIAL = encode_partial(
 WIDE = encode_partial(
     Partial(PARTIAL_VERSION, 1, 2, 3, 0, True, 9, 5, [("all", 1, (1, 2, 2**70, 4, 5, 6))])
 )
+
+
+def held_rows(value: bytes) -> list[Any]:
+    return list(hold_block(value).rows)
+
+
 KINDS: list[tuple[Any, bytes]] = [
     (decode_block, BLOCK),
-    (lambda value: list(hold_block(value).rows), BLOCK),
+    (held_rows, BLOCK),
     (decode_partial, PARTIAL),
     (decode_partial, WIDE),
 ]

@@ -159,6 +159,9 @@ def test_a_row_without_a_time_is_corrupt() -> None:
         for given in (blocks, held(blocks)):
             with pytest.raises(CorruptRecord, match="have no time"):
                 days_of(given)
+    for given in (far := [block([row(occurred_at_us=2**62)], 0, 1)], held(far)):
+        with pytest.raises(CorruptRecord, match="of no day"):
+            days_of(given)
 
 
 @pytest.mark.parametrize("seed", range(60))
