@@ -5,15 +5,16 @@ by one transposition of tuples, then one array a column.
 """
 
 from collections.abc import Iterator, Sequence
+from datetime import date, timedelta
 from itertools import accumulate, chain
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.blocks import MARK_COLUMNS, ROW_COLUMNS, HeldBlock, Mark, PricedBlock
+from pipeline.core.blocks import MARK_COLUMNS, ROW_COLUMNS, HeldRows, Mark, PricedBlock
 from pipeline.core.errors import CorruptRecord
-from pipeline.ledger.packed_rows import Packed, Unexpected, packed_columns
+from pipeline.ledger.packed_rows import Packed, Unexpected, packed_columns, packed_days
 
 COUNTER_COLUMNS: tuple[str, ...] = (
     "input_tokens",
@@ -76,6 +77,11 @@ _SCHEMA = pa.schema(
 LEDGER_COLUMNS: tuple[str, ...] = tuple(_SCHEMA.names)
 """The columns of table ``ledger_entries``, in its order."""
 
+_NOT_PACKED = (Unexpected, IndexError, pa.ArrowInvalid)
+"""What says that columns cannot be read from the bytes of these rows."""
+_US_PER_DAY = 86_400_000_000
+_EPOCH_DAY = date(1970, 1, 1)
+_OCCURRED_AT = ROW_COLUMNS.index("occurred_at_us")
 _NULLABLE = frozenset({"cost_nano"})
 _RENAMED = {"occurred_at_us": "occurred_at", "recorded_at_ms": "recorded_at"}
 
@@ -116,6 +122,31 @@ def by_month(entries: pa.Table) -> Iterator[pa.Table]:
         yield entries.filter(pa.array(months == month))
 
 
+def days_of(blocks: Sequence[PricedBlock]) -> tuple[date, ...]:
+    """The UTC days of the rows' ``occurred_at``, in order.
+
+    Raises ``CorruptRecord`` when the rows are not what ``ROW_COLUMNS`` says.
+    """
+    if not (packed := _packed(blocks)):
+        days = _days_of_rows(blocks)
+    else:
+        try:
+            days = packed_days(packed, ROW_COLUMNS)
+        except _NOT_PACKED:
+            days = _days_of_rows(blocks)
+    try:
+        return tuple(_EPOCH_DAY + timedelta(days=day) for day in sorted(days))
+    except OverflowError as error:
+        raise CorruptRecord(f"a priced block's rows are of no day: {error}") from error
+
+
+def _days_of_rows(blocks: Sequence[PricedBlock]) -> set[int]:
+    try:
+        return {row[_OCCURRED_AT] // _US_PER_DAY for block in blocks for row in block.rows}
+    except (TypeError, IndexError) as error:
+        raise CorruptRecord(f"a priced block's rows have no time: {error}") from error
+
+
 def _call(function: str, left: pa.Array, right: pa.Array | str) -> pa.Array:
     operand = pa.scalar(right) if isinstance(right, str) else right
     return pc.call_function(function, [left, operand])
@@ -123,15 +154,20 @@ def _call(function: str, left: pa.Array, right: pa.Array | str) -> pa.Array:
 
 def _packed_columns(blocks: Sequence[PricedBlock]) -> dict[str, pa.Array] | None:
     """The columns from the blocks' bytes; None where they have to be taken from the rows."""
-    held = [block for block in blocks if isinstance(block, HeldBlock)]
-    if not held or len(held) < len(blocks):
+    packed = _packed(blocks)
+    if not packed:
         return None
-    packed = [Packed(block.encoded, len(block.rows)) for block in held]
     try:
         columns = packed_columns(packed, ROW_COLUMNS, _kind_of, _NULLABLE)
-    except (Unexpected, IndexError, pa.ArrowInvalid):
+    except _NOT_PACKED:
         return None
     return {_RENAMED.get(name, name): column for name, column in columns.items()}
+
+
+def _packed(blocks: Sequence[PricedBlock]) -> list[Packed]:
+    """The bytes of the rows; empty unless those of all blocks are at hand."""
+    held = [block.rows for block in blocks if isinstance(block.rows, HeldRows)]
+    return [Packed(rows.packed, len(rows)) for rows in held] if len(held) == len(blocks) else []
 
 
 def _kind_of(row_name: str) -> pa.DataType:

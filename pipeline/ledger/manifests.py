@@ -1,13 +1,12 @@
 """How far the ledger has come: one manifest for every run of source offsets it holds."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 
 import msgspec
 from clickhouse_connect.driver.client import Client
 
-from pipeline.core.blocks import PricedBlock
 from pipeline.core.errors import CorruptRecord, Refused
 
 INSERT_SETTINGS = {"async_insert": 0}
@@ -40,8 +39,6 @@ AND source_partition = {partition:UInt32} AND source_offset >= {next_offset:Int6
 LIMIT {limit:UInt32}
 """
 _ROWS_ABOVE_LIMIT = 500_000
-_US_PER_DAY = 86_400_000_000
-_EPOCH_DAY = date(1970, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -89,32 +86,6 @@ class LogEpoch:
     cluster_id: str = ""
     topic_ids: tuple[tuple[str, str], ...] = ()
     ready: bool = True
-
-
-def manifests_of(
-    blocks: Sequence[PricedBlock], priced_partition: int, priced_next_offset: int
-) -> list[Manifest]:
-    """One manifest for each source log in ``blocks``, which must join end to end."""
-    runs: dict[tuple[str, int, int], list[PricedBlock]] = {}
-    for block in blocks:
-        runs.setdefault((block.topic, block.partition, block.epoch), []).append(block)
-    return [
-        Manifest(
-            epoch=epoch,
-            topic=topic,
-            partition=partition,
-            first_offset=run[0].first_offset,
-            next_offset=run[-1].next_offset,
-            rows=sum(len(block.rows) for block in run),
-            rejected=sum(len(block.rejected) for block in run),
-            duplicates=sum(len(block.duplicates) for block in run),
-            forwarded=sum(len(block.forwarded) for block in run),
-            days=_days(run),
-            priced_partition=priced_partition,
-            priced_next_offset=priced_next_offset,
-        )
-        for (topic, partition, epoch), run in runs.items()
-    ]
 
 
 def write_manifests(client: Client, manifests: Iterable[Manifest], written_at: datetime) -> None:
@@ -207,9 +178,3 @@ def decode_epoch(value: bytes) -> LogEpoch:
     topics = tuple(sorted(record.topic_ids.items()))
     ready = record.state == "ready"
     return LogEpoch(record.epoch, record.id, created_at, record.cluster_id, topics, ready)
-
-
-def _days(blocks: Iterable[PricedBlock]) -> tuple[date, ...]:
-    # Column 1 of a row is occurred_at_us.
-    days = {row[1] // _US_PER_DAY for block in blocks for row in block.rows}
-    return tuple(_EPOCH_DAY + timedelta(days=day) for day in sorted(days))

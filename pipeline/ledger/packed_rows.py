@@ -23,6 +23,7 @@ _INTEGERS = {
     0xCC: (1, False), 0xCD: (2, False), 0xCE: (4, False), 0xCF: (8, False),
     0xD0: (1, True), 0xD1: (2, True), 0xD2: (4, True), 0xD3: (8, True),
 }  # fmt: skip
+_US_PER_DAY = 86_400_000_000
 _PADDING = bytes(16)
 """So that the last header can be read like every other one."""
 MAX_BYTES = 2**31 - 2**16
@@ -36,7 +37,7 @@ class Unexpected(Exception):
 class Packed(NamedTuple):
     """The bytes of one block, and how many rows are in it."""
 
-    value: bytes
+    value: bytes | memoryview
     rows: int
 
 
@@ -51,8 +52,10 @@ class PackedRows:
             b"".join([*(block.value for block in blocks), _PADDING]), np.uint8
         )
         data = self._data
-        begins = (data[:-2] == _ARRAY16) & (data[1:-1] == 0) & (data[2:] == fields)
-        self._starts: Ints = np.flatnonzero(begins).astype(np.int64)
+        self._buffer = pa.py_buffer(data)
+        maybe = np.flatnonzero(data[:-2] == _ARRAY16)
+        begins = (data[maybe + 1] == 0) & (data[maybe + 2] == fields)
+        self._starts: Ints = maybe[begins].astype(np.int64)
         wanted = np.array([block.rows for block in blocks], np.int64)
         edges = np.cumsum([0, *(len(block.value) for block in blocks)])
         if not np.array_equal(np.diff(np.searchsorted(self._starts, edges)), wanted):
@@ -101,8 +104,13 @@ class PackedRows:
 
     def strings(self) -> pa.Array:
         """The values of a text field."""
-        starts, lengths, self._at = self._texts(self._at)
+        starts, lengths = self.skip_strings()
         return self._gathered(starts, lengths)
+
+    def skip_strings(self) -> tuple[Ints, Ints]:
+        """Passes over a text field: where its values begin, and how long they are."""
+        starts, lengths, self._at = self._texts(self._at)
+        return starts, lengths
 
     def maps(self) -> tuple[Ints, pa.Array, pa.Array]:
         """Of a field of texts by text: how many each row has, all keys, and all values."""
@@ -144,13 +152,16 @@ class PackedRows:
 
     def _gathered(self, starts: Ints, lengths: Ints) -> pa.Array:
         """The texts as one array; ``pa.ArrowInvalid`` when one is not UTF-8."""
-        ends = np.cumsum(lengths)
-        total = int(ends[-1]) if len(ends) else 0
-        places = np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
-        offsets = np.zeros(len(lengths) + 1, np.int32)
-        offsets[1:] = ends
-        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(self._data[places])]
-        found = pa.Array.from_buffers(pa.string(), len(lengths), buffers)
+        if not lengths.any():
+            return pa.nulls(len(lengths), pa.string()).fill_null("")
+        # As one array of the texts and of what is between them, whose every second value is taken.
+        edges = np.empty(2 * len(lengths), np.int32)
+        edges[0::2], edges[1::2] = starts, starts + lengths
+        if edges.max() > len(self._data):
+            raise Unexpected("a text that goes beyond the end")
+        buffers = [None, pa.py_buffer(edges), self._buffer]
+        both = pa.Array.from_buffers(pa.string(), 2 * len(lengths) - 1, buffers)
+        found = both.take(pa.array(2 * np.arange(len(lengths))))
         found.validate(full=True)
         return found
 
@@ -164,6 +175,19 @@ class PackedRows:
         if width == 8 and np.any(values >> np.uint64(63)):
             raise Unexpected("an integer of 64 bits without sign")
         return values.view(np.int64)
+
+
+def packed_days(blocks: Sequence[Packed], fields: Sequence[str]) -> set[int]:
+    """The days since 1970-01-01, UTC, of ``occurred_at_us``, the second of ``fields``.
+
+    Raises what ``packed_columns`` raises.
+    """
+    rows = PackedRows(blocks, len(fields))
+    rows.skip_strings()
+    times_us, nulls = rows.integers()
+    if nulls.any():
+        raise Unexpected("no time")
+    return set(np.unique(times_us // _US_PER_DAY).tolist())
 
 
 def packed_columns(

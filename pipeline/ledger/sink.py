@@ -34,6 +34,7 @@ from pipeline import faults, metrics
 from pipeline.core.blocks import PricedBlock, hold_block
 from pipeline.core.errors import CorruptRecord, Refused, TallyportError
 from pipeline.kafka import check_kafka, client_kwargs
+from pipeline.ledger.block_runs import Run
 from pipeline.ledger.client import LedgerDatabaseMissing, LedgerError, LedgerLoginRefused
 from pipeline.ledger.intake import Intake, Verdict, first_offset_to_read
 from pipeline.ledger.log_reading import read_log
@@ -42,7 +43,7 @@ from pipeline.ledger.recorder import RegisterRecorder
 from pipeline.ledger.rolling import rolling_up
 from pipeline.ledger.sink_status import SinkStatus
 from pipeline.ledger.sink_watch import until_first_ends, watch_sink
-from pipeline.ledger.writer import Holding, LedgerWriter, Run
+from pipeline.ledger.writer import Holding, LedgerWriter
 from pipeline.settings import Settings
 from pipeline.stream.topic_identity import watch_topics
 from pipeline.stream.topics import Topics

@@ -10,6 +10,7 @@ from clickhouse_connect.driver.client import Client
 from pipeline import faults, metrics
 from pipeline.core.blocks import ROW_COLUMNS, PricedBlock
 from pipeline.core.errors import ConfigurationError, CorruptRecord, Refused
+from pipeline.ledger.block_runs import Run, manifests_of
 from pipeline.ledger.client import (
     LedgerAddress,
     LedgerUnreachable,
@@ -26,7 +27,6 @@ from pipeline.ledger.manifests import (
     Position,
     join_epoch,
     last_position,
-    manifests_of,
     rows_above,
     write_manifests,
 )
@@ -35,25 +35,6 @@ from pipeline.ledger.pseudonyms import Pseudonyms, load_pseudonyms, refreshed, r
 from pipeline.settings import Settings
 
 _USER = ROW_COLUMNS.index("user_id")
-
-
-@dataclass(frozen=True)
-class Run:
-    """Consecutive blocks of one priced partition.
-
-    ``unwritten`` are the same blocks without the rows that the ledger has already.
-    """
-
-    priced_partition: int
-    priced_next_offset: int
-    blocks: Sequence[PricedBlock]
-    unwritten: Sequence[PricedBlock]
-
-    @property
-    def has_known_rows(self) -> bool:
-        """Whether the ledger has some of the rows already."""
-        pairs = zip(self.blocks, self.unwritten, strict=True)
-        return any(len(block.rows) != len(rest.rows) for block, rest in pairs)
 
 
 @dataclass(frozen=True)

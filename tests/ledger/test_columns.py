@@ -1,7 +1,7 @@
 """Priced blocks as Arrow columns: names, types, values."""
 
 import random
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from pipeline.core.blocks import ROW_COLUMNS, PricedBlock, encode_block, hold_block
 from pipeline.core.errors import CorruptRecord
 from pipeline.ledger import columns
-from pipeline.ledger.columns import LEDGER_COLUMNS, by_month, entries_table
+from pipeline.ledger.columns import LEDGER_COLUMNS, by_month, days_of, entries_table
 from tests.ledger.priced_blocks import START_US, block, chain, dicts, row
 
 
@@ -143,6 +143,25 @@ def test_columns_from_the_bytes_are_those_of_the_rows(monkeypatch: pytest.Monkey
 def test_bytes_that_are_not_understood_are_taken_row_by_row(values: dict[str, Any]) -> None:
     blocks = [block([row(), row(**values), row()], 0, 9)]
     assert entries_table(held(blocks), "USD").equals(entries_table(blocks, "USD"))
+
+
+def test_days_are_the_same_from_bytes_and_from_rows() -> None:
+    early = row(occurred_at_us=-1)
+    many_tags = row(tags={str(n): "" for n in range(16)})
+    for blocks in ([*chain(1, 20)], [block([early, row()], 0, 2)], [block([many_tags], 0, 1)]):
+        assert days_of(held(blocks)) == days_of(blocks) != ()
+    assert days_of(held([block([early], 0, 1)])) == (date(1969, 12, 31),)
+    assert days_of([]) == days_of([block([], 0, 4)]) == days_of(held([block([], 0, 4)])) == ()
+
+
+def test_a_row_without_a_time_is_corrupt() -> None:
+    for blocks in ([block([row(occurred_at_us=None)], 0, 1)], [block([("e1",)], 0, 1)]):
+        for given in (blocks, held(blocks)):
+            with pytest.raises(CorruptRecord, match="have no time"):
+                days_of(given)
+    for given in (far := [block([row(occurred_at_us=2**62)], 0, 1)], held(far)):
+        with pytest.raises(CorruptRecord, match="of no day"):
+            days_of(given)
 
 
 @pytest.mark.parametrize("seed", range(60))

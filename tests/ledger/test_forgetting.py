@@ -10,6 +10,7 @@ from clickhouse_connect.driver.client import Client
 from pipeline.audit.recount.pseudonyms import Pseudonyms as Recounted
 from pipeline.core.blocks import ROW_COLUMNS, PricedBlock
 from pipeline.core.errors import ConfigurationError, Refused
+from pipeline.ledger.block_runs import Run
 from pipeline.ledger.client import LedgerAddress
 from pipeline.ledger.dropped import LEAVING, Source, register
 from pipeline.ledger.export import Content
@@ -17,7 +18,7 @@ from pipeline.ledger.forgetting import check_forgettable, left_of, rename_user
 from pipeline.ledger.months import parse_month
 from pipeline.ledger.pseudonyms import Pseudonyms, load_pseudonyms, remember_forgotten
 from pipeline.ledger.rollup import Roller
-from pipeline.ledger.writer import LedgerWriter, Run
+from pipeline.ledger.writer import LedgerWriter
 from pipeline.ops.forget import user_of
 from pipeline.settings import Settings
 from tests import ledger_fixture
