@@ -15,7 +15,7 @@ import msgspec
 
 from pipeline.core.book import CURRENCY as BOOK_CURRENCY
 from pipeline.core.book import DAY_US, Book, Listing, Season
-from pipeline.core.events import Event
+from pipeline.core.events import Event, PricedEvent
 from pipeline.core.rates import FxRate, Multiplier, PriceRate, RateSet
 from pipeline.core.selection import (
     NEVER_US,
@@ -205,6 +205,19 @@ class PriceVersion:
         if isinstance(quote, Plan):
             quote = quote.at(event.occurred_at_us)
         return quote.price(event)
+
+    def price_all(self, events: Iterable[PricedEvent]) -> int:
+        """Puts into each event its price (see ``price``); returns how many are unpriced."""
+        price_of, unpriced = self.price, 0
+        for event in events:
+            price = price_of(event)
+            event.cost_nano = cost_nano = price.cost_nano
+            event.rate_id = price.rate_id
+            event.price_status = price.status
+            event.price_estimated = price.estimated
+            if cost_nano is None:
+                unpriced += 1
+        return unpriced
 
     def price_by(self, rate_id: str, event: Event) -> Price | Literal["unknown", "currency"]:
         """The price of ``event`` by one rate, RATE or RATE*MULTIPLIER, whenever they apply.
