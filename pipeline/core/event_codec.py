@@ -35,7 +35,6 @@ from pipeline.core.rejections import (
     WRONG_TYPE,
     Rejection,
 )
-from pipeline.core.timestamp_columns import parse_many_us
 from pipeline.core.timestamps import US_PER_DAY, US_PER_SECOND, parse_rfc3339_us
 
 MAX_EVENT_BYTES: Final = 64 * 1024
@@ -93,6 +92,9 @@ def decode_events(
     The times are read together, and what nearly all events are like is told without a call for
     each of them.
     """
+    # Here, as the SDK decodes single events where no numpy is installed.
+    from pipeline.core.timestamp_columns import parse_many_us
+
     plains = _decode_plains(records)
     texts = [plain.occurred_at_us for plain in plains if plain is not None]
     times_us = iter(parse_many_us(texts))
