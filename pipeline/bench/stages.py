@@ -12,13 +12,13 @@ from typing import Final
 _STAGES: Final = tuple(
     (name, re.compile(pattern))
     for name, pattern in (
-        ("decode and validate", r"core/(event_|timestamps|json_text|cloudevents)"),
+        ("decode and validate", r"core/(event_|timestamp|json_text|cloudevents)"),
         ("home partition", r"core/home"),
         ("dedupe", r"core/dedupe"),
         ("price", r"core/(prices|tariffs|selection|book)"),
         ("fold", r"core/totals"),
         ("rows, fates", r"core/intake"),
-        ("block encode", r"core/blocks|_blocks \(pipeline/stream/flush"),
+        ("block encode", r"core/blocks|seal\w* \(pipeline/stream/flush"),
         ("journal of totals", r"stream/journal"),
         ("journal of ids", r"stream/id_journal"),
         ("partials, merge, states", r"core/(accounts|budgets|partials|policies|scopes|money)"

@@ -5,6 +5,7 @@ Amounts are tokens, or nanos where ``unit`` is ``cost``; instants are millisecon
 
 from collections.abc import Callable, Iterable
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from pipeline.core.policies import Policy
 
 _HEARTBEAT = "!heartbeat|"
+# Caps are few; what is used is another amount in each state.
+_format_cap = lru_cache(maxsize=1024)(format_nano)
 
 
 class State(msgspec.Struct, frozen=True, gc=False):
@@ -105,7 +108,9 @@ def state_of(
 
 def state_fields(state: State, version: int, as_of_ms: int) -> dict[str, Any]:
     """The state as on the wire, in the contract's order."""
-    amount: Callable[[int], int | str] = format_nano if state.unit == "cost" else int
+    is_cost = state.unit == "cost"
+    amount: Callable[[int], int | str] = format_nano if is_cost else int
+    cap: Callable[[int], int | str] = _format_cap if is_cost else int
     remaining = state.remaining
     return {
         "scope": format_scope(state.scope),
@@ -116,8 +121,8 @@ def state_fields(state: State, version: int, as_of_ms: int) -> dict[str, Any]:
         "status": state.status,
         "used": amount(state.used),
         "remaining": None if remaining is None else amount(remaining),
-        "soft_cap": None if state.soft_cap is None else amount(state.soft_cap),
-        "hard_cap": None if state.hard_cap is None else amount(state.hard_cap),
+        "soft_cap": None if state.soft_cap is None else cap(state.soft_cap),
+        "hard_cap": None if state.hard_cap is None else cap(state.hard_cap),
         "unpriced_events": state.unpriced_events,
         "version": version,
         "as_of": format_ms(as_of_ms),

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from itertools import compress
 from typing import Protocol
 
-from pipeline.core.dedupe import DedupeWindow, event_key
-from pipeline.core.event_codec import TimeLimits, UnknownFields, decode_event, judge_time
+from pipeline.core.dedupe import DedupeWindow, EventKeys
+from pipeline.core.event_codec import TimeLimits, UnknownFields, decode_events, judge_time
 from pipeline.core.events import PricedEvent
 from pipeline.core.home import (
     forwarded_from_header,
@@ -86,6 +86,7 @@ class Intake:
         self._partitions = partitions
         self._totals = totals
         self._dedupe = dedupe
+        self._keys = EventKeys()
         self.unknown_fields = UnknownFields()
 
     def take(
@@ -97,13 +98,13 @@ class Intake:
     ) -> None:
         """Decides every record's fate, in order, and adds it to ``taken``."""
         candidates: list[PricedEvent] = []
-        keys: list[bytes] = []
         times_ms: list[int] = []
         arrived_ms: list[int] = []
-        partition, partitions, unknown = self._partition, self._partitions, self.unknown_fields
+        partition, partitions = self._partition, self._partitions
         max_age_us, max_skew_us = limits.max_age_us, limits.max_skew_us
-        for record in records:
-            event = decode_event(record.value, record.headers, unknown)
+        stamps_ms = [record.timestamp for record in records]
+        events = decode_events(records, self.unknown_fields)
+        for record, event, stamp_ms in zip(records, events, stamps_ms, strict=True):
             if isinstance(event, Rejection):
                 taken.rejected.append(Rejected(record, event))
                 continue
@@ -111,10 +112,10 @@ class Intake:
             if home != partition:
                 taken.forwarded.append(self._forward(record, home))
                 continue
-            recorded_at_ms = record.timestamp
+            recorded_at_ms, headers = stamp_ms, record.headers
             rejection = None
-            if record.headers:
-                recorded_at_ms = judging_time_ms(record.headers, record.timestamp)
+            if headers:
+                recorded_at_ms = judging_time_ms(headers, stamp_ms)
                 rejection = self._judge_late(event.occurred_at_us, record, limits)
             if not -max_skew_us <= recorded_at_ms * 1000 - event.occurred_at_us <= max_age_us:
                 rejection = rejection or judge_time(event.occurred_at_us, recorded_at_ms, limits)
@@ -124,24 +125,21 @@ class Intake:
             event.source_offset = record.offset
             event.recorded_at_ms = recorded_at_ms
             candidates.append(event)
-            keys.append(event_key(event.port_id, event.event_id))
             times_ms.append(recorded_at_ms)
-            arrived_ms.append(record.timestamp)
+            arrived_ms.append(stamp_ms)
         if records:
-            last_ms = max(record.timestamp for record in records)
-            taken.watermark_ms = max(taken.watermark_ms, last_ms)
-        self._accept(candidates, keys, times_ms, arrived_ms, prices, taken)
+            taken.watermark_ms = max(taken.watermark_ms, *stamps_ms)
+        self._accept(candidates, times_ms, arrived_ms, prices, taken)
 
     def _accept(
         self,
         candidates: list[PricedEvent],
-        keys: list[bytes],
         times_ms: list[int],
         arrived_ms: list[int],
         prices: PriceVersion,
         taken: Taken,
     ) -> None:
-        price_of = prices.price
+        keys = self._keys.of(candidates)
         admitted = self._dedupe.admit(keys, times_ms, arrived_ms) if keys else []
         if not all(admitted):
             taken.duplicates += [
@@ -153,14 +151,7 @@ class Intake:
             keys, times_ms = list(compress(keys, admitted)), list(compress(times_ms, admitted))
         taken.keys += keys
         taken.times_ms += times_ms
-        for event in candidates:
-            price = price_of(event)
-            event.cost_nano = cost_nano = price.cost_nano
-            event.rate_id = price.rate_id
-            event.price_status = price.status
-            event.price_estimated = price.estimated
-            if cost_nano is None:
-                taken.unpriced += 1
+        taken.unpriced += prices.price_all(candidates)
         self._totals.add(candidates)
         taken.rows += candidates
 

@@ -45,7 +45,10 @@ def parse_nano(text: object, field: str = "amount") -> int:
 
 def format_nano(nano: int) -> str:
     """``nano`` as a canonical decimal string of whole units."""
-    return format_scaled(nano, NANO_DECIMALS)
+    # As ``format_scaled``, which has to make the power of ten first: states are full of amounts.
+    whole, rest = divmod(abs(nano), NANO_PER_UNIT)
+    text = f"{whole}.{rest:09d}".rstrip("0") if rest else str(whole)
+    return f"-{text}" if nano < 0 else text
 
 
 def format_scaled(value: int, decimals: int) -> str:

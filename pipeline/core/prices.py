@@ -15,7 +15,8 @@ import msgspec
 
 from pipeline.core.book import CURRENCY as BOOK_CURRENCY
 from pipeline.core.book import DAY_US, Book, Listing, Season
-from pipeline.core.events import Event
+from pipeline.core.events import Event, PricedEvent
+from pipeline.core.money import MAX_NANO
 from pipeline.core.rates import FxRate, Multiplier, PriceRate, RateSet
 from pipeline.core.selection import (
     NEVER_US,
@@ -160,12 +161,33 @@ class Plan:
         self._quotes: list[Quote | Plan | None] = [None] * (len(starts_us) + 1)
 
     def at(self, at_us: int) -> Quote:
-        index = bisect_right(self._starts_us, at_us)
+        found, _, _ = self.stretch_at(at_us)
+        return found if isinstance(found, Quote) else found.at(at_us % DAY_US)
+
+    def stretch_at(self, at_us: int) -> "tuple[Quote | Plan, int, int]":
+        """What applies at a time, from when on, and until when (exclusive)."""
+        starts_us = self._starts_us
+        index = bisect_right(starts_us, at_us)
+        since_us = starts_us[index - 1] if index else _ALWAYS_US
         found = self._quotes[index]
         if found is None:
-            found = self._make(self._starts_us[index - 1] if index else _ALWAYS_US)
-            self._quotes[index] = found
-        return found if isinstance(found, Quote) else found.at(at_us % DAY_US)
+            found = self._quotes[index] = self._make(since_us)
+        return found, since_us, starts_us[index] if index < len(starts_us) else NEVER_US
+
+
+Usual = tuple[int, int, int, int, int, int, int, int, int, str, bool]
+"""What prices an event of input, cached and output tokens only, from when on and until when
+(microseconds, exclusive), if its input tokens are not above a bound; then ``Table.usual``, the
+name of the rate and whether that is one of last resort."""
+
+
+def _usual_row(found: Quote | Plan, since_us: int, until_us: int) -> Usual:
+    """The row of a stretch of time; of one without such a price, for no event at all."""
+    if isinstance(found, Quote) and found.table is not None and found.by_length is None:
+        usual = found.table.usual()
+        if usual is not None:
+            return since_us, until_us, *usual, found.rate_id, found.estimated
+    return since_us, until_us, -1, 0, 0, 0, 0, 1, 0, "", False
 
 
 class PriceVersion:
@@ -189,6 +211,7 @@ class PriceVersion:
             record.rate_id for record in rates.ignored if record.reason == "wrong-currency"
         }
         self._plans: dict[tuple[str, str, str], Plan | Quote] = {}
+        self._usual: dict[tuple[str, str, str], Usual] = {}
         self._quotes: dict[tuple[str, Fraction, bool], Quote] = {}
         self._candidates: dict[tuple[str, str, str], Candidates] = {}
 
@@ -205,6 +228,73 @@ class PriceVersion:
         if isinstance(quote, Plan):
             quote = quote.at(event.occurred_at_us)
         return quote.price(event)
+
+    def price_all(self, events: Iterable[PricedEvent]) -> int:
+        """Puts into each event its price (see ``price``); returns how many are unpriced.
+
+        Most events are tokens in, tokens cached and tokens out, at the price that the event before
+        had; these are priced here, without a call, from a row of ``Usual``.
+        """
+        rows, unpriced = self._usual, 0
+        for event in events:
+            row = rows.get((event.provider, event.model, event.service_tier))
+            at_us = event.occurred_at_us
+            if row is None or not row[0] <= at_us < row[1]:
+                row = self._usual_at(event)
+            _, _, most, request, per_input, per_cached, per_output, den, half, rate_id, guess = row
+            inputs = event.input_tokens
+            if inputs > most or (
+                event.reasoning_tokens
+                or event.cache_write_tokens
+                or event.cache_write_1h_tokens
+                or event.input_audio_tokens
+                or event.input_image_tokens
+                or event.output_audio_tokens
+                or event.characters
+                or event.images
+                or event.web_searches
+                or event.audio_nano
+                or event.self_hosted
+                or event.cache_hit
+            ):
+                unpriced += self._put_price(event)
+                continue
+            total = request + inputs * per_input + event.output_tokens * per_output
+            total += event.cached_input_tokens * per_cached
+            cost_nano = total // den
+            rest = total - cost_nano * den
+            if rest > half or (rest + rest == den and cost_nano & 1):
+                cost_nano += 1
+            if cost_nano > MAX_NANO:
+                unpriced += self._put_price(event)
+                continue
+            event.cost_nano = cost_nano
+            event.rate_id = rate_id
+            event.price_status = "priced"
+            event.price_estimated = guess
+        return unpriced
+
+    def _put_price(self, event: PricedEvent) -> bool:
+        """Puts its price into ``event``; whether it has none."""
+        price = self.price(event)
+        event.cost_nano = price.cost_nano
+        event.rate_id = price.rate_id
+        event.price_status = price.status
+        event.price_estimated = price.estimated
+        return price.cost_nano is None
+
+    def _usual_at(self, event: Event) -> Usual:
+        """The row for events like ``event``, from now on."""
+        key = (event.provider, event.model, event.service_tier)
+        plan = self._plans.get(key) or self._new_plan(key)
+        found, since_us, until_us = plan, _ALWAYS_US, NEVER_US
+        if isinstance(plan, Plan):
+            found, since_us, until_us = plan.stretch_at(event.occurred_at_us)
+        row = _usual_row(found, since_us, until_us)
+        if len(self._usual) >= MAX_PLANS:
+            self._usual.clear()
+        self._usual[key] = row
+        return row
 
     def price_by(self, rate_id: str, event: Event) -> Price | Literal["unknown", "currency"]:
         """The price of ``event`` by one rate, RATE or RATE*MULTIPLIER, whenever they apply.

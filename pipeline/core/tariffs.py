@@ -154,6 +154,23 @@ class Table:
             cost += 1
         return cost if cost <= MAX_NANO else None
 
+    def usual(self) -> tuple[int, int, int, int, int, int, int] | None:
+        """The most input tokens up to which this is right, then what events of nothing but input,
+        cached and output tokens cost: for the request and for one token of each, over a
+        denominator, and half of that. None where not all of these have a price.
+        """
+        if not self._tokens_priced:
+            return None
+        return (
+            self._above,
+            self._request,
+            self._input,
+            self._cached,
+            self._output,
+            self._den,
+            self._half,
+        )
+
     def _others(self, event: Event) -> int:
         write, write_1h, audio, image, reasoning, out_audio, chars, images, searches, second = (
             self._rest

@@ -94,7 +94,8 @@ class _Day:
         kind, _, ident = scope.partition(":")
         return getattr(self, kind), ident
 
-    def __len__(self) -> int:
+    def count(self) -> int:
+        """How many cells the day has. Not ``__len__``, which every ``or`` in the fold would ask."""
         return sum(map(len, (self.all, self.port, self.org, self.group, self.user)))
 
 
@@ -108,7 +109,7 @@ class SourceTotals:
         self._flush = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._days.values()))
+        return sum(day.count() for day in self._days.values())
 
     def put(self, scope: str, day: int, totals: Totals) -> None:
         """Sets a cell to recovered values; it does not count as changed."""
@@ -131,16 +132,24 @@ class SourceTotals:
         Users are many, and what they share is few: what a port, an organisation and a group have
         in common is added up first.
         """
-        shared: dict[tuple[int, str, str, str], list[int]] = {}
-        flush, changed, days = self._flush, self._changed, self._days
+        flush, changed = self._flush, self._changed
+        # What the days of the events have had so far; most have the day of the one before.
+        days: dict[int, dict[tuple[str, str, str], list[int]]] = {}
+        number, begins_us, ends_us = 0, 0, 0
+        users, shared = dict[str, Cell](), dict[tuple[str, str, str], list[int]]()
         for event in events:
             cost_nano = event.cost_nano
             if cost_nano is None or event.billing_scope != "org":
                 self._add_rare(event)
                 continue
+            at_us = event.occurred_at_us
+            if not begins_us <= at_us < ends_us:
+                number = at_us // DAY_US
+                begins_us = number * DAY_US
+                ends_us = begins_us + DAY_US
+                users, shared = self._day(number).user, days.setdefault(number, {})
             tokens = event.input_tokens + event.output_tokens
-            number = event.occurred_at_us // DAY_US
-            key = (number, event.port_id, event.organization_id, event.group_id)
+            key = (event.port_id, event.organization_id, event.group_id)
             sums = shared.get(key)
             if sums is None:
                 shared[key] = [1, tokens, cost_nano]
@@ -151,20 +160,20 @@ class SourceTotals:
             ident = event.user_id
             if not ident:
                 continue
-            day = days.get(number) or self._day(number)
-            cell = day.user.get(ident) or self._new(day.user, ident, "user:" + ident, number)
+            cell = users.get(ident) or self._new(users, ident, "user:" + ident, number)
             if cell.flush != flush:
                 cell.flush = flush
                 changed.append(cell)
             cell.requests += 1
             cell.tokens += tokens
             cell.cost_nano += cost_nano
-        for (number, *idents), (requests, tokens, cost_nano) in shared.items():
-            for cell in self._shared_cells(number, *idents):
-                self._change(cell)
-                cell.requests += requests
-                cell.tokens += tokens
-                cell.cost_nano += cost_nano
+        for number, shared in days.items():
+            for idents, (requests, tokens, cost_nano) in shared.items():
+                for cell in self._shared_cells(number, *idents):
+                    self._change(cell)
+                    cell.requests += requests
+                    cell.tokens += tokens
+                    cell.cost_nano += cost_nano
 
     def _add_rare(self, event: PricedEvent) -> None:
         """Counts one event that is unpriced or that the user pays."""
@@ -233,7 +242,7 @@ class SourceTotals:
     def drop_before(self, oldest_day: int) -> int:
         """Forgets the cells of days before ``oldest_day``; returns how many."""
         gone = [day for day in self._days if day < oldest_day]
-        dropped = sum(len(self._days.pop(day)) for day in gone)
+        dropped = sum(self._days.pop(day).count() for day in gone)
         if dropped:
             self._shards = [[c for c in shard if c.day >= oldest_day] for shard in self._shards]
         return dropped

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from pipeline.core.adjusting import Corrected
 from pipeline.core.blocks import BLOCK_VERSION, PricedBlock, encode_block
+from pipeline.core.events import PricedEvent
 from pipeline.core.home import partition_of
 from pipeline.core.intake import Rejected, Taken
 from pipeline.core.partials import PARTIAL_VERSION, CellValue, Partial, encode_partial
@@ -19,25 +20,73 @@ BLOCK_ROWS = 1_000
 PARTIAL_CELLS = 5_000
 
 
+class BlockRun:
+    """The priced blocks of one flush, which together cover its offsets without a hole.
+
+    Each is encoded as soon as its rows are there, and they are let go: a flush has tens of
+    megabytes of them, which would otherwise have left the processor's cache before their turn.
+    ``rows`` counts them.
+    """
+
+    def __init__(self, epoch: int, topic: str, partition: int, first_offset: int) -> None:
+        self._epoch = epoch
+        self._topic = topic
+        self._partition = partition
+        self._next_offset = first_offset
+        self.rows = 0
+        self.encoded: list[bytes] = []
+
+    def seal_full(self, taken: Taken) -> None:
+        """Makes blocks of as many rows of ``taken`` as fill them."""
+        while len(taken.rows) >= BLOCK_ROWS:
+            rows, taken.rows = taken.rows[:BLOCK_ROWS], taken.rows[BLOCK_ROWS:]
+            self._seal(rows, rows[-1].source_offset + 1, taken)
+
+    def seal_rest(self, taken: Taken, next_offset: int) -> None:
+        """Makes the last block, up to ``next_offset``, unless that is covered already."""
+        if next_offset > self._next_offset:
+            rows, taken.rows = taken.rows, []
+            self._seal(rows, next_offset, taken)
+
+    def _seal(self, rows: list[PricedEvent], next_offset: int, taken: Taken) -> None:
+        span = range(self._next_offset, next_offset)
+        block = PricedBlock(
+            BLOCK_VERSION,
+            self._epoch,
+            self._topic,
+            self._partition,
+            span.start,
+            span.stop,
+            cast(list[tuple[Any, ...]], rows),
+            [r.record.offset for r in taken.rejected if r.record.offset in span],
+            [offset for offset in taken.duplicates if offset in span],
+            [f.record.offset for f in taken.forwarded if f.record.offset in span],
+        )
+        self.encoded.append(encode_block(block))
+        self.rows += len(rows)
+        self._next_offset = next_offset
+
+
 @dataclass(slots=True)
 class Flush:
     """One flush: the position before and after it, fates, corrections, the cells that changed.
 
-    ``rules`` says what decided (see ``stream.rules``); empty where no record was taken.
+    ``blocks`` are encoded. ``rules`` says what decided (see ``stream.rules``); empty where no
+    record was taken.
     """
 
     before: Position
     position: Position
     taken: Taken
+    blocks: list[bytes]
     corrected: Corrected
     changed: list[CellValue]
     rules: bytes
 
     def release(self) -> None:
         """Lets go of what the outbox has as bytes by now; the next flush needs the memory."""
-        self.changed = []
-        taken = self.taken
-        taken.rows, taken.keys, taken.times_ms = [], [], []
+        self.changed, self.blocks = [], []
+        self.taken.keys, self.taken.times_ms = [], []
 
 
 @lru_cache(maxsize=65_536)
@@ -97,45 +146,15 @@ def fill_outbox(
         outbox.add(topics.rules, 0, Record(key, value))
     for home, partial in partials:
         outbox.add(topics.partials, home, Record(b"%d" % partition, encode_partial(partial)))
-    for block in (*_blocks(context, partition, flush), *_corrections(context, partition, flush)):
-        outbox.add(topics.priced, partition, Record(b"%d" % partition, encode_block(block)))
+    corrections = map(encode_block, _corrections(context, partition, flush))
+    for block in (*flush.blocks, *corrections):
+        outbox.add(topics.priced, partition, Record(b"%d" % partition, block))
     for rejected in taken.rejected:
         outbox.add(topics.rejected, partition, _rejected_record(context, partition, rejected))
     for forwarded in taken.forwarded:
         source = forwarded.record
         record = Record(source.key, source.value, forwarded.headers)
         outbox.add(topics.events, forwarded.home, record)
-
-
-def _blocks(context: StreamContext, partition: int, flush: Flush) -> list[PricedBlock]:
-    """The accepted rows in blocks that together cover the flush's offsets without a hole."""
-    rows = flush.taken.rows
-    if flush.position.next_offset == flush.before.next_offset:
-        return []
-    starts = range(0, max(1, len(rows)), BLOCK_ROWS)
-    blocks: list[PricedBlock] = []
-    first_offset = flush.before.next_offset
-    for start in starts:
-        part = rows[start : start + BLOCK_ROWS]
-        is_last = start + BLOCK_ROWS >= len(rows)
-        next_offset = flush.position.next_offset if is_last else part[-1].source_offset + 1
-        span = range(first_offset, next_offset)
-        blocks.append(
-            PricedBlock(
-                BLOCK_VERSION,
-                flush.position.epoch,
-                context.topics.events,
-                partition,
-                first_offset,
-                next_offset,
-                cast(list[tuple[Any, ...]], part),
-                [r.record.offset for r in flush.taken.rejected if r.record.offset in span],
-                [offset for offset in flush.taken.duplicates if offset in span],
-                [f.record.offset for f in flush.taken.forwarded if f.record.offset in span],
-            )
-        )
-        first_offset = next_offset
-    return blocks
 
 
 def _corrections(context: StreamContext, partition: int, flush: Flush) -> list[PricedBlock]:

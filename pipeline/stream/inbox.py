@@ -28,27 +28,32 @@ class _Part:
 
 def _parts(piece: Slice) -> list[_Part]:
     """The slice, cut wherever ``MAX_PART_RECORDS`` or ``MAX_TAKE_BYTES`` of them are full."""
+    records = piece.records
+    sizes_bytes = _sizes_bytes(records)
+    size_bytes = sum(sizes_bytes)
+    if len(records) <= MAX_PART_RECORDS and size_bytes <= MAX_TAKE_BYTES:
+        return [_Part(piece, size_bytes)]
     parts: list[_Part] = []
     position, first, filled = piece.position, 0, 0
-    records = piece.records
-    for index, record in enumerate(records):
-        size_bytes = _size_bytes(record)
+    for index, size_bytes in enumerate(sizes_bytes):
         is_full = filled + size_bytes > MAX_TAKE_BYTES or index - first >= MAX_PART_RECORDS
         if index > first and is_full:
-            cut = Slice(piece.tp, position, record.offset, records[first:index])
-            parts.append(_Part(cut, filled))
-            position, first, filled = record.offset, index, 0
+            offset = records[index].offset
+            parts.append(_Part(Slice(piece.tp, position, offset, records[first:index]), filled))
+            position, first, filled = offset, index, 0
         filled += size_bytes
     rest = Slice(piece.tp, position, piece.next_position, records[first:]) if first else piece
     parts.append(_Part(rest, filled))
     return parts
 
 
-def _size_bytes(record: ConsumerRecord) -> int:
-    size_bytes = len(record.value or b"") + len(record.key or b"")
-    for name, value in record.headers or ():
-        size_bytes += len(name) + len(value or b"")
-    return size_bytes
+def _sizes_bytes(records: list[ConsumerRecord]) -> list[int]:
+    """The size of each record's value, key and headers."""
+    sizes_bytes = [len(record.value or b"") + len(record.key or b"") for record in records]
+    for index, record in enumerate(records):
+        if record.headers:
+            sizes_bytes[index] += sum(len(n) + len(v or b"") for n, v in record.headers)
+    return sizes_bytes
 
 
 class Inbox:
@@ -117,8 +122,10 @@ class Inbox:
             taken_bytes += part.size_bytes
             self._pending -= len(piece.records)
             self._pending_bytes -= part.size_bytes
-            if records or piece.records:
-                records += [r for r in piece.records if r.offset >= self.reached]
+            found = piece.records
+            if found and found[0].offset < self.reached:
+                found = [record for record in found if record.offset >= self.reached]
+            records += found
             self.reached = piece.next_position
         if self._has_room():
             self._room.set()

@@ -19,7 +19,7 @@ from pipeline.core.partials import PARTIAL_VERSION, Partial
 from pipeline.core.prices import PriceVersion
 from pipeline.core.windows import DAY_MS, oldest_day_needed
 from pipeline.stream.context import StreamContext
-from pipeline.stream.flush import Flush, fill_outbox
+from pipeline.stream.flush import BlockRun, Flush, fill_outbox
 from pipeline.stream.inbox import Inbox
 from pipeline.stream.journal import Position
 from pipeline.stream.resolved_log import ResolvedInbox
@@ -90,9 +90,9 @@ class PriceStage:
         records = self.inbox.take(limit)
         if not records and self.corrections.is_empty and not self._must_move:
             return None
-        taken = await self._take(records, prices)
+        taken, blocks = await self._take(records, prices)
         rules = encode_rules(self._context, prices) if records else None
-        flush = self._close(taken, self._correct(taken), rules)
+        flush = self._close(taken, blocks, self._correct(taken), rules)
         self._gathered, self._gathered_at_s = flush.position, time.monotonic()
         self._as_of_ms = max(self._as_of_ms, flush.taken.watermark_ms)
         return flush
@@ -140,14 +140,20 @@ class PriceStage:
         for rejected in taken.rejected:
             metrics.EVENTS_REJECTED.labels(rejected.rejection.reason).inc()
 
-    async def _take(self, records: list[ConsumerRecord], prices: PriceVersion) -> Taken:
+    async def _take(
+        self, records: list[ConsumerRecord], prices: PriceVersion
+    ) -> tuple[Taken, BlockRun]:
         taken = Taken()
+        context, first_offset = self._context, self._gathered.next_offset
+        blocks = BlockRun(context.epoch, context.topics.events, self.partition, first_offset)
         for first in range(0, len(records), CHUNK_RECORDS):
             chunk = records[first : first + CHUNK_RECORDS]
             self._intake.take(chunk, prices, self._context.limits, taken)
+            blocks.seal_full(taken)
             if first:
                 await asyncio.sleep(0)  # the fetcher, heartbeats and health run in this loop too
-        return taken
+        blocks.seal_rest(taken, self.inbox.reached)
+        return taken, blocks
 
     def _correct(self, taken: Taken) -> Corrected:
         """Takes the corrections that wait; they are remembered beside the ids of ``taken``."""
@@ -162,7 +168,9 @@ class PriceStage:
         taken.times_ms += corrected.times_ms
         return corrected
 
-    def _close(self, taken: Taken, corrected: Corrected, rules: bytes | None) -> Flush:
+    def _close(
+        self, taken: Taken, blocks: BlockRun, corrected: Corrected, rules: bytes | None
+    ) -> Flush:
         """What was taken does to the table's position; the totals have moved already.
 
         ``rules`` are what decided the records, None without any.
@@ -183,7 +191,7 @@ class PriceStage:
             epoch=self._context.epoch,
             flush=before.flush + 1,
             next_offset=self.inbox.reached,
-            accepted=before.accepted + len(taken.rows),
+            accepted=before.accepted + blocks.rows,
             rejected=before.rejected + len(taken.rejected),
             duplicates=before.duplicates + len(taken.duplicates),
             forwarded=before.forwarded + len(taken.forwarded),
@@ -196,7 +204,7 @@ class PriceStage:
             resolved_offset=self.corrections.reached,
             corrected=corrected.last_number or before.corrected,
         )
-        return Flush(before, position, taken, corrected, changed, rules or b"")
+        return Flush(before, position, taken, blocks.encoded, corrected, changed, rules or b"")
 
     def _oldest_day(self, watermark_ms: int) -> int:
         slack_days = self._context.settings.max_event_age_days

@@ -1,6 +1,8 @@
 """Every reason, every field rule, and one answer from both readers."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from pipeline.core.event_codec import (
     TimeLimits,
     UnknownFields,
     decode_event,
+    decode_events,
     decode_plain_array,
     judge_time,
 )
@@ -437,6 +440,36 @@ def test_the_fast_reader_agrees_with_the_careful_one(value: bytes):
     if isinstance(careful, Rejection):
         assert careful.reason in rejections.EVENT_REASONS
         assert "\n" not in careful.detail
+
+
+@dataclass
+class Written:
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
+
+
+BINARY = [("ce_specversion", b"1.0"), ("ce_id", b"e9"), ("ce_source", b"s"), ("ce_type", b"t")]
+SLICES = st.lists(
+    st.builds(
+        Written,
+        st.one_of(records(), st.just(encoded(input_tokens=7)), st.none(), st.binary(max_size=9)),
+        st.sampled_from([(), [("trace", b"1")], BINARY]),
+    ),
+    max_size=5,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(SLICES, st.sampled_from([0, 40]))
+def test_a_slice_is_read_as_its_records_are(slice_: list[Written], usual: int):
+    slice_ += [Written(encoded(event_id=f"u{n}", cached_input_tokens=n)) for n in range(usual)]
+    alone, together = UnknownFields(), UnknownFields()
+    found = decode_events(slice_, together)
+    assert found == [decode_event(one.value, one.headers, alone) for one in slice_]
+    assert together == alone
+    assert [type(one) for one in found if isinstance(one, Event)] == [PricedEvent] * sum(
+        isinstance(one, Event) for one in found
+    )
 
 
 @settings(max_examples=200, deadline=None)

@@ -2,10 +2,10 @@
 
 import json
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.book import (
@@ -16,8 +16,9 @@ from pipeline.core.book import (
     BookProvider,
     Season,
     SeasonPrices,
+    builtin_book,
 )
-from pipeline.core.events import Event
+from pipeline.core.events import Event, PricedEvent
 from pipeline.core.explain import dearest_token_nano, explain
 from pipeline.core.prices import (
     CACHE_HIT,
@@ -26,6 +27,7 @@ from pipeline.core.prices import (
     UNPRICED,
     Price,
     PriceVersion,
+    Status,
 )
 from pipeline.core.rates import RateLog, parse_instant
 from pipeline.core.selection import matches
@@ -398,6 +400,63 @@ def test_the_cost_is_the_contracts_sum(
         assert (found.cost_nano, found.status) == (round(total), "priced")
 
 
+BOTH = {"per_million": {"input_tokens": "0.0005", "cached_input_tokens": "0.0001",
+                        "output_tokens": "0.0015"}}  # fmt: skip
+DEAR = {"per_million": {"input_tokens": "9" * 12, "output_tokens": "1"}}
+MANY = version(
+    rate("a", **BOTH),
+    rate("later", effective_from=DAY1, per_million={"input_tokens": "1", "output_tokens": "2"}),
+    rate("x", multiplier="0.3333333333333333", effective_from=DAY2),
+    rate("dear", model="dear", **DEAR),
+    rate("inputs", model="inputs"),
+    rate("heard", model="heard", per_second={"audio_seconds": "1"}),
+    rate("gone", model="gone", **BOTH),
+    rate("w", withdraws="gone", effective_from=DAY1),
+    rate("last", provider="other", model="*", **BOTH),
+    rate("guess", provider="*", model="*", **BOTH),
+)
+BUILT_IN = PriceVersion(RateLog("USD").snapshot(), builtin_book())
+REFERENCES = st.sampled_from(
+    [("acme", name) for name in ("m", "dear", "inputs", "heard", "gone", "nightly", "listed")]
+    + [("other", "m"), ("freebie", "m"), ("openai", "gpt-5"), ("google", "gemini-2.5-pro"),
+       ("anthropic", "claude-sonnet-4-5"), ("openai", "whisper-1"), ("deepseek", "deepseek-chat")]
+)  # fmt: skip
+SOME_COUNTS = st.dictionaries(
+    st.sampled_from(["input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens",
+                     "cache_write_tokens", "images", "audio_nano", "characters"]),
+    st.one_of(st.integers(0, 9), st.integers(0, 10**10)),
+)  # fmt: skip
+
+
+@st.composite
+def usual_events(draw: st.DrawFn) -> PricedEvent:
+    provider, model = draw(REFERENCES)
+    at_us = at(draw(st.sampled_from([DAY0, DAY1, DAY2]))) + draw(
+        st.one_of(st.integers(-2, 1), st.integers(-(10**11), 10**11))
+    )
+    counts = draw(SOME_COUNTS)
+    counts["cached_input_tokens"] = min(
+        counts.get("cached_input_tokens", 0), counts.get("input_tokens", 0)
+    )
+    flags = draw(st.sampled_from([{}, {}, {}, {"self_hosted": True}, {"cache_hit": True}]))
+    tier = draw(st.sampled_from(["", "", "priority"]))
+    return PricedEvent("e", at_us, "p", provider, model, service_tier=tier, **counts, **flags)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(usual_events(), max_size=12), st.sampled_from([MANY, BUILT_IN]))
+def test_many_events_cost_what_each_of_them_does(
+    events: list[PricedEvent], prices: PriceVersion
+) -> None:
+    unpriced = prices.price_all(events)
+    found = [
+        Price(e.cost_nano, e.rate_id, cast(Status, e.price_status), e.price_estimated)
+        for e in events
+    ]
+    assert found == [prices.price(event) for event in events]
+    assert unpriced == sum(event.cost_nano is None for event in events)
+
+
 # -- unpriced is never 0 ---------------------------------------------------------------------------
 
 
@@ -496,8 +555,11 @@ def test_a_version_does_not_change_with_its_log() -> None:
 def test_made_up_models_take_bounded_memory() -> None:
     prices = version(rate("last", provider="*", model="*"))
     for number in range(MAX_PLANS + 10):
-        assert prices.price(event(model=f"m{number}")).rate_id == "last"
+        made_up = PricedEvent("e", at(DAY2), "p", "acme", f"m{number}", input_tokens=1)
+        assert prices.price_all([made_up]) == 0
+        assert made_up.rate_id == prices.price(made_up).rate_id == "last"
     assert len(prices._plans) <= MAX_PLANS  # pyright: ignore[reportPrivateUsage]
+    assert len(prices._usual) <= MAX_PLANS  # pyright: ignore[reportPrivateUsage]
 
 
 # -- explanations ----------------------------------------------------------------------------------
