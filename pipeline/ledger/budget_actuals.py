@@ -23,9 +23,10 @@ _COLUMNS = {
     "group": "u.group_id",
     "user": "u.user_id",
 }
-_SCOPE_FIELDS = {
+SCOPE_FIELDS = {
     "org": "organization_id", "port": "port_id", "group": "group_id", "user": "user_id",
 }  # fmt: skip
+"""By kind of scope: the field of an event that holds its id."""
 
 
 class _Used(NamedTuple):
@@ -115,4 +116,4 @@ def _scope_usage(
 
 def _scope(kind: str, plain_id: str) -> str:
     """The internal scope of an id, also of one that is literally ``*``."""
-    return event_scopes(**{"port_id": "", _SCOPE_FIELDS[kind]: plain_id})[-1]
+    return event_scopes(**{"port_id": "", SCOPE_FIELDS[kind]: plain_id})[-1]
