@@ -9,6 +9,7 @@ rolling 30 days each midnight also takes away what was used on the day that fall
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from pipeline.core.budgets import State
 from pipeline.core.money import format_nano
 from pipeline.core.windows import DAY_MS, ROLLING_DAYS, format_ms, window
 
@@ -34,6 +35,13 @@ class Forecast(NamedTuple):
     at_ms: int | None = None
     per_day: int | None = None
     days: int = 0
+
+
+class BudgetOutlook(NamedTuple):
+    """A budget as it is, and when its hard cap is reached at the pace of the last days."""
+
+    state: State
+    forecast: Forecast
 
 
 def forecast(

@@ -3,12 +3,11 @@
 import heapq
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, time, timedelta
-from typing import NamedTuple
 
 from clickhouse_connect.driver.client import Client
 
-from pipeline.core.budgets import DISABLED, State, cap_share_ppm
-from pipeline.core.forecast import Forecast, forecast
+from pipeline.core.budgets import DISABLED, cap_share_ppm
+from pipeline.core.forecast import BudgetOutlook, forecast
 from pipeline.core.policies import Policy
 from pipeline.core.scopes import is_wildcard, scope_id, scope_kind
 from pipeline.core.windows import DAY_MS, ROLLING_DAYS
@@ -17,13 +16,6 @@ from pipeline.ledger.filters import UsageFilters
 from pipeline.ledger.usage import usage_report
 
 _EPOCH_DAY = date(1970, 1, 1)
-
-
-class BudgetOutlook(NamedTuple):
-    """A budget as the ledger has it, and when its cap is reached at the pace of the last days."""
-
-    state: State
-    forecast: Forecast
 
 
 def closest_to_caps(
