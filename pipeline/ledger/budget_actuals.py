@@ -15,6 +15,8 @@ from pipeline.ledger.filters import rows
 from pipeline.ledger.queries import named_query
 
 MAX_SCOPES = 1_000_000
+MAX_NAMED = 1_000
+"""Of a kind with more ids than this everyone is asked for: values travel in the URL."""
 _EPOCH_DAY = date(1970, 1, 1)
 _COLUMNS = {
     "all": "'*'",
@@ -89,7 +91,7 @@ def _used_by_scope(
 def _scope_usage(
     client: Client, kind: str, ids: set[str] | None, span: Window, currency: str
 ) -> dict[str, _Used]:
-    limited = ids is not None and kind != "all"
+    limited = ids is not None and kind != "all" and len(ids) <= MAX_NAMED
     sql = named_query(
         "scope_usage",
         scope=_COLUMNS[kind],

@@ -100,8 +100,9 @@ def _used(state: State, currency: str) -> str:
     else:
         text = f"{count(used)} of {count(cap)} tokens"
     text = f"{text} per {period_name(state.period)}"
-    is_short = state.unit == "cost" and state.unpriced_events
-    return f"{text}, {count(state.unpriced_events)} calls without a price" if is_short else text
+    unpriced = state.unpriced_events if state.unit == "cost" else 0
+    calls = "call" if unpriced == 1 else "calls"
+    return f"{text}, {count(unpriced)} {calls} without a price" if unpriced else text
 
 
 def _sentence(found: BudgetOutlook) -> str:
