@@ -11,6 +11,7 @@ from pipeline.cli.output import as_json, print_json, print_table
 from pipeline.cli.times import Time
 
 if TYPE_CHECKING:
+    from pipeline.core.policies import Policy
     from pipeline.notices.notice import Message
     from pipeline.settings import Settings
 
@@ -32,9 +33,9 @@ def report() -> None:
 def weekly(day: datetime | None, file: Path | None, mail_wanted: bool, json_wanted: bool) -> None:
     """Print the report "AI usage & cost" of a week, or mail it now.
 
-    Cost of the week and of the rolling 30 days, by kind, the top users, and the changes to the week
-    before. `--mail` sends it whatever was sent before; the schedule and `POST /v1/reports/weekly`
-    send it once.
+    Cost of the week and of the rolling 30 days, by kind, the top users, the changes to the week
+    before, and the budgets closest to their caps. `--mail` sends it whatever was sent before; the
+    schedule and `POST /v1/reports/weekly` send it once.
     """
     from pipeline.ledger.client import ledger_reader
     from pipeline.notices.weekly_mail import report_message
@@ -42,10 +43,11 @@ def weekly(day: datetime | None, file: Path | None, mail_wanted: bool, json_want
     from pipeline.reports.weekly import read_weekly
 
     configured = settings()
-    today = datetime.now(UTC).date()
-    first_day = last_week(today) if day is None else week_of(_utc_date(day))
+    policies = _policies(configured)
+    now = datetime.now(UTC)
+    first_day = last_week(now.date()) if day is None else week_of(_utc_date(day))
     with ledger_reader(configured) as client:
-        figures = read_weekly(client, first_day, today, configured.currency)
+        figures = read_weekly(client, first_day, now, configured.currency, policies)
     message = report_message(figures, _names(configured) if mail_wanted else {})
     if file is not None:
         file.write_text(message.html, "utf-8")
@@ -87,6 +89,18 @@ def notices(status: str | None, json_wanted: bool) -> None:
 
 def _utc_date(at: datetime) -> date:
     return at.astimezone(UTC).date()
+
+
+def _policies(configured: "Settings") -> "list[Policy] | None":
+    """The policies in force; None where Kafka cannot tell them, as a report goes without too."""
+    from pipeline.core.errors import TallyportError
+    from pipeline.stream.policy_log import load_policies
+
+    try:
+        view = on_kafka(lambda kafka: load_policies(kafka.client, kafka.topics), configured)
+    except TallyportError:
+        return None
+    return [*view.policies.values()]
 
 
 def _names(configured: "Settings") -> dict[str, str]:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _HEARTBEAT = "!heartbeat|"
 # Caps are few; what is used is another amount in each state.
 _format_cap = lru_cache(maxsize=1024)(format_nano)
+_MILLION = 1_000_000
 
 
 class State(msgspec.Struct, frozen=True, gc=False):
@@ -85,6 +86,14 @@ def status_of(policy: "Policy", used: int, now_ms: int) -> str:
         return HARD_CAP_EXCEEDED
     soft_line = policy.soft_line_at(now_ms)
     return SOFT_CAP_EXCEEDED if soft_line is not None and used > soft_line else OK
+
+
+def cap_share_ppm(state: State, now_ms: int) -> int:
+    """Used of the hard cap in millionths, -1 without a cap that is in force."""
+    if state.hard_cap is None or state.status == DISABLED:
+        return -1
+    used = 0 if now_ms >= state.resets_at_ms else max(0, state.used)
+    return _MILLION * (1 + used) if state.hard_cap <= 0 else used * _MILLION // state.hard_cap
 
 
 def state_of(

@@ -7,9 +7,11 @@ rolling 30 days each midnight also takes away what was used on the day that fall
 """
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pipeline.core.windows import DAY_MS, ROLLING_DAYS, window
+from pipeline.core.budgets import State
+from pipeline.core.money import format_nano
+from pipeline.core.windows import DAY_MS, ROLLING_DAYS, format_ms, window
 
 PACE_DAYS = 7
 LEAST_DAYS = 3
@@ -33,6 +35,13 @@ class Forecast(NamedTuple):
     at_ms: int | None = None
     per_day: int | None = None
     days: int = 0
+
+
+class BudgetOutlook(NamedTuple):
+    """A budget as it is, and when its hard cap is reached at the pace of the last days."""
+
+    state: State
+    forecast: Forecast
 
 
 def forecast(
@@ -113,3 +122,17 @@ def forecast_text(found: Forecast, date: str | None = None) -> str:
         "not-before-the-period-ends": "at this pace the cap is not reached in this period",
         "on-date": f"at this pace the cap is reached on {date}",
     }[found.outlook]
+
+
+def forecast_fields(found: Forecast, unit: str) -> dict[str, Any]:
+    """The forecast as on the wire; ``date`` and ``at`` are UTC."""
+    at = None if found.at_ms is None else format_ms(found.at_ms)
+    per_day = found.per_day
+    return {
+        "outlook": found.outlook,
+        "date": at and at[:10],
+        "at": at,
+        "per_day": format_nano(per_day) if per_day is not None and unit == "cost" else per_day,
+        "days": found.days,
+        "text": forecast_text(found, at and at[:10]),
+    }

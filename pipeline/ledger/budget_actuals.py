@@ -15,6 +15,8 @@ from pipeline.ledger.filters import rows
 from pipeline.ledger.queries import named_query
 
 MAX_SCOPES = 1_000_000
+MAX_NAMED = 1_000
+"""Of a kind with more ids than this everyone is asked for: values travel in the URL."""
 _EPOCH_DAY = date(1970, 1, 1)
 _COLUMNS = {
     "all": "'*'",
@@ -23,9 +25,10 @@ _COLUMNS = {
     "group": "u.group_id",
     "user": "u.user_id",
 }
-_SCOPE_FIELDS = {
+SCOPE_FIELDS = {
     "org": "organization_id", "port": "port_id", "group": "group_id", "user": "user_id",
 }  # fmt: skip
+"""By kind of scope: the field of an event that holds its id."""
 
 
 class _Used(NamedTuple):
@@ -88,7 +91,7 @@ def _used_by_scope(
 def _scope_usage(
     client: Client, kind: str, ids: set[str] | None, span: Window, currency: str
 ) -> dict[str, _Used]:
-    limited = ids is not None and kind != "all"
+    limited = ids is not None and kind != "all" and len(ids) <= MAX_NAMED
     sql = named_query(
         "scope_usage",
         scope=_COLUMNS[kind],
@@ -115,4 +118,4 @@ def _scope_usage(
 
 def _scope(kind: str, plain_id: str) -> str:
     """The internal scope of an id, also of one that is literally ``*``."""
-    return event_scopes(**{"port_id": "", _SCOPE_FIELDS[kind]: plain_id})[-1]
+    return event_scopes(**{"port_id": "", SCOPE_FIELDS[kind]: plain_id})[-1]

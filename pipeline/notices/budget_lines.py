@@ -22,6 +22,7 @@ from pipeline.core.scopes import RecordKey, format_scope, record_key, wildcard_o
 from pipeline.core.windows import format_boundary, window
 from pipeline.notices.letters import letter
 from pipeline.notices.notice import DAY_MS, Draft
+from pipeline.reports.amounts import period_name
 
 KEEP_DAYS: Final = 8
 """How long an alert is remembered after its period is over."""
@@ -144,7 +145,9 @@ def budget_draft(
     name = names.get(scope)
     who = f"{name} ({scope})" if name else scope
     verb = "has reached its hard cap" if line.line == "hard" else "is over its soft line"
-    subject = f"{who} {verb}: {shown(state.used)} of {shown(line.amount)} per {_period(state)}"
+    subject = (
+        f"{who} {verb}: {shown(state.used)} of {shown(line.amount)} per {period_name(state.period)}"
+    )
     data: dict[str, Any] = {
         "line": line.line,
         "line_amount": format_nano(line.amount) if state.unit == "cost" else line.amount,
@@ -153,7 +156,7 @@ def budget_draft(
         "state": state_fields(*record),
     }
     facts = [
-        ("Budget", f"{who}, {state.unit} per {_period(state)}"),
+        ("Budget", f"{who}, {state.unit} per {period_name(state.period)}"),
         ("Used", shown(state.used)),
         ("Soft line" if line.line == "soft" else "Hard cap", shown(line.amount)),
         *([("Hard cap", shown(state.hard_cap))] if line.line == "soft" and state.hard_cap else []),
@@ -177,7 +180,3 @@ def _shown(state: State, currency: str) -> Callable[[int], str]:
     if state.unit == "cost":
         return lambda nano: f"{currency} {format_nano(nano)}"
     return lambda tokens: f"{tokens:,} tokens"
-
-
-def _period(state: State) -> str:
-    return "30 days" if state.period == "rolling-30d" else state.period

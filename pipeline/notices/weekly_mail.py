@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
+from pipeline.core.policies import Policy
 from pipeline.ledger.client import ledger_reader
 from pipeline.notices.book import NoticeBook
 from pipeline.notices.destinations import Destinations
@@ -19,7 +20,10 @@ TYPE: Final = "report.weekly"
 
 
 class WeeklyMail:
-    """Makes the report once for each week; ``names`` are asked for then."""
+    """Makes the report once for each week; ``names`` and ``policies`` are asked for then.
+
+    While there are no ``policies`` (None) it waits: they are being read.
+    """
 
     name = "weekly report"
     every_s = 1.0
@@ -29,10 +33,12 @@ class WeeklyMail:
         settings: Settings,
         destinations: Destinations,
         names: Callable[[], Mapping[str, str]],
+        policies: Callable[[], Mapping[str, Policy] | None],
     ) -> None:
         self._settings = settings
         self._destinations = destinations
         self._names = names
+        self._policies = policies
 
     async def look(self, book: NoticeBook, now_ms: int) -> list[Draft]:
         """The reports that are due. Raises ``LedgerError`` or ``ConfigurationError``."""
@@ -43,18 +49,25 @@ class WeeklyMail:
         if book.begun_ms is not None and due_ms(due_week(now)) >= book.begun_ms:
             weeks.add(due_week(now))
         due = sorted(week for week in weeks if book.is_news(week_cover(week)))
-        return [await asyncio.to_thread(self._draft, week, now.date()) for week in due]
+        in_force = self._policies() if due else None
+        if in_force is None:
+            return []
+        # Another thread makes the report, and meanwhile these tables go on.
+        policies, names = [*in_force.values()], self._names()
+        return [await asyncio.to_thread(self._draft, week, now, policies, names) for week in due]
 
-    def _draft(self, week: date, today: date) -> Draft:
+    def _draft(
+        self, week: date, now: datetime, policies: list[Policy], names: Mapping[str, str]
+    ) -> Draft:
         with ledger_reader(self._settings) as client:
-            figures = read_weekly(client, week, today, self._settings.currency)
+            figures = read_weekly(client, week, now, self._settings.currency, policies)
         covers = week_cover(week)
         return Draft(
             next(iter(covers)),
             TYPE,
             covers,
             due_ms(week) + KEEP_DAYS * DAY_MS,
-            report_message(figures, self._names()),
+            report_message(figures, names),
             self._destinations.mail,
         )
 

@@ -26,6 +26,11 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def period_name(period: str) -> str:
+    """What comes after "per"."""
+    return "30 days" if period == "rolling-30d" else period
+
+
 def change(line: Compared) -> str:
     """The change to the week before: ``+12.5 %``, ``new``, ``none``, or that it is unknown."""
     if line.change_nano is None:

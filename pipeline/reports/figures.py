@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from typing import Any
 
+from pipeline.core.forecast import BudgetOutlook
+
 WEEK_DAYS = 7
 ROLLING_DAYS = 30
 TOP_USERS = 5
+CLOSEST_BUDGETS = 5
 SENT_AT = time(7)
 """On Mondays, UTC: when the report on the week that has just ended is due."""
 
@@ -60,11 +63,20 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Budgets:
+    """The budgets closest to their hard caps, the closest first, as they are at ``as_of_ms``."""
+
+    as_of_ms: int
+    closest: tuple[BudgetOutlook, ...]
+
+
+@dataclass(frozen=True)
 class WeeklyFigures:
     """Everything one report says. Ends of spans are exclusive.
 
     ``total`` and ``kinds`` count everything, ``by_payer`` splits it into what the organisation and
     what users pay for. ``other_currencies`` are those that the ledger also has in these days.
+    ``budgets`` is None where nobody could say which there are.
     """
 
     currency: str
@@ -78,6 +90,7 @@ class WeeklyFigures:
     kinds: tuple[Compared, ...]
     users: tuple[Compared, ...]
     other_currencies: tuple[str, ...] = ()
+    budgets: Budgets | None = None
 
 
 def week_of(day: date) -> date:

@@ -5,19 +5,17 @@ from datetime import date, timedelta
 from typing import Any
 
 from pipeline.core.money import format_nano
-from pipeline.reports import mail_html
+from pipeline.reports import caps, mail_html
 from pipeline.reports.amounts import change, count, money
 from pipeline.reports.figures import Compared, Spent, WeeklyFigures
 from pipeline.reports.mail_html import Bar
+from pipeline.reports.plain_text import bar_line
 
 TITLE = "AI usage & cost"
 
 _PAYERS = {"org": "paid by the organisation", "user": "paid by users"}
 _NO_USAGE = "Nothing was used in this week."
 _NO_USERS = "No usage of this week names a user."
-_BAR_WIDTH = 20
-_LABEL_WIDTH = 28
-_AMOUNT_WIDTH = 18
 
 Names = Mapping[str, str]
 """Display names by scope, such as ``user:u1``; an id without one is shown as it is."""
@@ -51,6 +49,8 @@ def as_text(figures: WeeklyFigures, names: Names | None = None) -> str:
         "Top users by cost",
         *_text_bars(figures.users, currency, _users(figures, names), _NO_USERS),
         "",
+        *caps.text_lines(figures.budgets, currency, names or {}),
+        "",
         *_notes(figures),
     ]
     return "\n".join(lines) + "\n"
@@ -76,6 +76,7 @@ def as_html(figures: WeeklyFigures, names: Names | None = None) -> str:
         mail_html.bars(_html_bars(figures.kinds, currency, {}), _NO_USAGE),
         mail_html.section("Top users by cost"),
         mail_html.bars(_html_bars(figures.users, currency, _users(figures, names)), _NO_USERS),
+        *caps.html_parts(figures.budgets, currency, names or {}),
         *map(mail_html.small_print, _notes(figures)),
     ]
     return mail_html.page(subject(figures), parts)
@@ -103,6 +104,7 @@ def as_json(figures: WeeklyFigures, names: Names | None = None) -> dict[str, Any
             {"user_id": user.key, "name": shown.get(user.key), **_line(user)}
             for user in figures.users
         ],
+        **caps.json_fields(figures.budgets, names or {}),
         "other_currencies": list(figures.other_currencies),
     }
 
@@ -125,10 +127,8 @@ def _text_bars(
         return [f"  {none}"]
     found: list[str] = []
     for line, percent in zip(lines, _percents(lines), strict=True):
-        label = " ".join(_label(line, shown).split())  # a line break would look like a line of ours
         amount = money(line.week.cost_nano, currency)
-        bar = "#" * -(-percent * _BAR_WIDTH // 100)
-        found.append(f"  {label:<{_LABEL_WIDTH}} {amount:>{_AMOUNT_WIDTH}}  {bar}".rstrip())
+        found.append(bar_line(_label(line, shown), amount, percent))
         found.append(f"    {_used(line.week)}; {_beside(line, currency)}")
     return found
 

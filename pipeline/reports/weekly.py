@@ -1,4 +1,5 @@
-"""Reads the figures of the weekly report from the ledger: some ten queries, each bounded."""
+"""Reads the figures of the weekly report from the ledger: some twenty queries, each
+bounded."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -7,12 +8,16 @@ from typing import Any
 
 from clickhouse_connect.driver.client import Client
 
+from pipeline.core.policies import Policy
+from pipeline.ledger.budget_outlook import closest_to_caps
 from pipeline.ledger.filters import UsageFilters
 from pipeline.ledger.usage import top, usage_report
 from pipeline.reports.figures import (
+    CLOSEST_BUDGETS,
     NOTHING,
     TOP_USERS,
     WEEK_DAYS,
+    Budgets,
     Compared,
     WeeklyFigures,
     compared,
@@ -25,15 +30,22 @@ MAX_ROWS = 1_000
 _CURRENCIES = 10
 
 
-def read_weekly(client: Client, first_day: date, today: date, currency: str) -> WeeklyFigures:
-    """The report on the week from ``first_day`` (a Monday), as the ledger has it now.
+def read_weekly(
+    client: Client,
+    first_day: date,
+    now: datetime,
+    currency: str,
+    policies: Iterable[Policy] | None,
+) -> WeeklyFigures:
+    """The report on the week from ``first_day`` (a Monday), as the ledger has it at ``now``.
 
-    Amounts are those in ``currency``. Raises what the driver raises.
+    Amounts are those in ``currency``. ``policies`` are those in force, None where they are not
+    known; their budgets are as of ``now``, whichever week it is. Raises what the driver raises.
     """
     end_day = first_day + timedelta(days=WEEK_DAYS)
     week = _span(first_day, end_day)
     before = _span(first_day - timedelta(days=WEEK_DAYS), first_day)
-    rolling_first_day, rolling_end_day = rolling_span(first_day, today)
+    rolling_first_day, rolling_end_day = rolling_span(first_day, now.astimezone(UTC).date())
     split = ("kind", "billing_scope")
     rows = usage_report(client, week, split, MAX_ROWS)
     rows_before = usage_report(client, before, split, MAX_ROWS)
@@ -53,6 +65,14 @@ def read_weekly(client: Client, first_day: date, today: date, currency: str) -> 
         kinds,
         _top_users(client, week, before, currency),
         tuple(sorted(seen - {currency, ""})),
+        None if policies is None else _budgets(client, policies, now, currency),
+    )
+
+
+def _budgets(client: Client, policies: Iterable[Policy], now: datetime, currency: str) -> Budgets:
+    now_ms = int(now.timestamp() * 1000)
+    return Budgets(
+        now_ms, tuple(closest_to_caps(client, policies, now_ms, currency, CLOSEST_BUDGETS))
     )
 
 

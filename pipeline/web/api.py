@@ -167,7 +167,8 @@ class Api:
             names=self._names,
             now_ms=self.states.now_ms,
         )
-        watches: tuple[Watch, ...] = (budgets, WeeklyMail(settings, destinations, self._names))
+        report = WeeklyMail(settings, destinations, self._names, self._policies_in_force)
+        watches: tuple[Watch, ...] = (budgets, report)
         if destinations.all:
             watches += (
                 UsageLine(settings),
@@ -181,8 +182,12 @@ class Api:
 
     def _policies_to_tell_by(self) -> Mapping[str, Policy] | None:
         """None while states are read anew: what they pass through then is history."""
+        return None if self.states.problems() else self._policies_in_force()
+
+    def _policies_in_force(self) -> Mapping[str, Policy] | None:
+        """None until they have been read."""
         table = self.policies.table
-        return None if table is None or self.states.problems() else table.policies
+        return None if table is None else table.policies
 
     def _names(self) -> Mapping[str, str]:
         """Display names by scope, such as ``user:u1``."""

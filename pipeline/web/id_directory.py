@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from clickhouse_connect.driver.client import Client
 
-from pipeline.core.budgets import DISABLED, State, StateRecord, state_fields
+from pipeline.core.budgets import StateRecord, cap_share_ppm, state_fields
 from pipeline.core.money import format_nano
 from pipeline.core.scopes import format_scope, is_wildcard, scope_kind
 from pipeline.ledger.filters import UsageFilters
@@ -29,7 +29,6 @@ MAX_IDS = 50_000
 """Of more ids than this only the dearest are listed; each of them can still be asked for."""
 KEPT_S = 3.0
 MAX_KEPT = 16
-_MILLION = 1_000_000
 
 
 class IdUsage(NamedTuple):
@@ -152,20 +151,12 @@ class IdDirectory:
                 continue
             if not caller.may_see(state.scope):
                 continue
-            share_ppm = share_of(state, now_ms)
+            share_ppm = cap_share_ppm(state, now_ms)
             shown = format_scope(state.scope).partition(":")[2]
             known = closest.get(shown)
             if known is None or share_ppm > known[1]:
                 closest[shown] = (entry.record, share_ppm)
         return closest
-
-
-def share_of(state: State, now_ms: int) -> int:
-    """Used of the hard cap in millionths, -1 without a cap that is in force."""
-    if state.hard_cap is None or state.status == DISABLED:
-        return -1
-    used = 0 if now_ms >= state.resets_at_ms else max(0, state.used)
-    return _MILLION * (1 + used) if state.hard_cap <= 0 else used * _MILLION // state.hard_cap
 
 
 def listed_fields(one: Listed, kind: str, currency: str) -> dict[str, Any]:

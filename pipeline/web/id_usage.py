@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pipeline.core.budgets import DISABLED, State, state_fields, state_of, status_of
-from pipeline.core.forecast import Forecast, forecast, forecast_text
+from pipeline.core.forecast import forecast, forecast_fields
 from pipeline.core.money import format_nano
 from pipeline.core.policies import Policy, policy_fields, unset_policy
 from pipeline.core.scopes import (
@@ -24,8 +25,9 @@ from pipeline.core.scopes import (
     record_key,
     wildcard_of,
 )
-from pipeline.core.windows import DAY_MS, ROLLING_DAYS, Window, format_boundary, format_ms, window
+from pipeline.core.windows import Window, format_boundary, format_ms, window
 from pipeline.ledger.budget_actuals import budgets_against_actual
+from pipeline.ledger.budget_outlook import budget_days
 from pipeline.ledger.filters import UsageFilters
 from pipeline.ledger.usage import as_of, usage_report
 from pipeline.web.gate import READERS, Caller, Gate
@@ -168,13 +170,18 @@ class IdUsageEndpoints:
     ) -> _Read:
         currency, ask = self._currency, self._ledger.ask
         taken = await ask(as_of)
-        spanned = _with(filters, _day(span.start_day), _day(span.end_day), None)
+        start, end = midnight(_day(span.start_day)), midnight(_day(span.end_day))
+        spanned = replace(filters, start=start, end=end)
         return _Read(
             taken,
             *await asyncio.gather(
                 ask(lambda client: _actual(client, budget, now_ms, currency)),
                 ask(lambda client: usage_report(client, spanned, ["feature"], MAX_FEATURES)),
-                ask(lambda client: _history(client, budget, filters, now_ms // DAY_MS, currency)),
+                ask(
+                    lambda client: budget_days(
+                        client, budget.scope, budget.unit, now_ms, currency, filters.ports
+                    )
+                ),
             ),
         )
 
@@ -224,35 +231,6 @@ def _actual(client: Client, budget: _Budget, now_ms: int, currency: str) -> Stat
         return state_of(policy, budget.scope, window(budget.period, now_ms), 0, 0, now_ms)
     own = Policy(budget.scope, budget.unit, budget.period, policy.enabled, None, policy.hard_cap)
     return budgets_against_actual(client, [own], now_ms, currency)[0]
-
-
-def _history(
-    client: Client, budget: _Budget, filters: UsageFilters, today: int, currency: str
-) -> dict[int, int]:
-    """What counts for the budget by day, over the last 30 complete days and today."""
-    # What a cost budget of these kinds does not count is no part of its pace either.
-    counted = "org" if budget.unit == "cost" else None
-    spanned = _with(filters, _day(today - ROLLING_DAYS), _day(today + 1), counted)
-    daily: dict[int, int] = {}
-    for row in usage_report(client, spanned, ["day"]):
-        day = (row["day"] - _EPOCH_DAY).days
-        if budget.unit == "tokens":
-            daily[day] = daily.get(day, 0) + int(row["total_tokens"])
-        elif row["currency"] == currency:
-            daily[day] = int(row["cost_nano"] or 0)
-    return daily
-
-
-def _with(filters: UsageFilters, start: date, end: date, billing_scope: str | None) -> UsageFilters:
-    return UsageFilters(
-        port_id=filters.port_id,
-        group_id=filters.group_id,
-        organization_id=filters.organization_id,
-        ports=filters.ports,
-        billing_scope=billing_scope,
-        start=midnight(start),
-        end=midnight(end),
-    )
 
 
 def _standing(budget: _Budget, state: State, span: Window, now_ms: int) -> dict[str, Any]:
@@ -305,19 +283,8 @@ def _outlook(budget: _Budget, state: State, daily: dict[int, int], now_ms: int) 
     policy = budget.policy
     is_on = policy is not None and policy.enabled and budget.source != "none"
     hard_cap = policy.hard_cap_at(now_ms) if policy is not None and is_on else None
-    found: Forecast = forecast(state.used, hard_cap, daily, budget.period, now_ms)
-    at = None if found.at_ms is None else format_ms(found.at_ms)
-    per_day = found.per_day
-    if per_day is not None and budget.unit == "cost":
-        per_day = format_nano(per_day)
-    return {
-        "outlook": found.outlook,
-        "date": at and at[:10],
-        "at": at,
-        "per_day": per_day,
-        "days": found.days,
-        "text": forecast_text(found, at and at[:10]),
-    }
+    found = forecast(state.used, hard_cap, daily, budget.period, now_ms)
+    return forecast_fields(found, budget.unit)
 
 
 def _day(day: int) -> date:

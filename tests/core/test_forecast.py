@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.forecast import Forecast, forecast, forecast_text
+from pipeline.core.forecast import Forecast, forecast, forecast_fields, forecast_text
 from pipeline.core.windows import DAY_MS, ROLLING_DAYS, window
 
 
@@ -28,6 +28,25 @@ def test_a_steady_pace_reaches_the_cap_on_the_day_one_counts_by_hand() -> None:
     assert found.at_ms == ms("2026-11-16T00:00:00")
     text = forecast_text(found, "2026-11-16")
     assert text == "at this pace the cap is reached on 2026-11-16"
+
+
+def test_on_the_wire_it_is_a_day_an_instant_and_a_pace() -> None:
+    found = forecast(650, 1000, steady(100, 7), "month", NOW)
+    told = {
+        "outlook": "on-date",
+        "date": "2026-11-16",
+        "at": "2026-11-16T00:00:00.000Z",
+        "per_day": 100,
+        "days": 7,
+        "text": "at this pace the cap is reached on 2026-11-16",
+    }
+    assert forecast_fields(found, "tokens") == told
+    assert forecast_fields(found, "cost") == {**told, "per_day": "0.0000001"}
+    nothing = {"date": None, "at": None, "per_day": None, "days": 0}
+    for unit in ("tokens", "cost"):
+        assert forecast_fields(Forecast("reached"), unit) == {
+            "outlook": "reached", **nothing, "text": "the hard cap is reached",
+        }  # fmt: skip
 
 
 def test_a_cap_that_lies_beyond_the_period_is_not_reached_in_it() -> None:

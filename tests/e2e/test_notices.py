@@ -70,11 +70,11 @@ class Running:
             assert answer.status_code == 200, answer.text
             return answer.json() if answer.text.startswith("{") else answer.text
 
-    def command(self, *arguments: str) -> str:
+    def command(self, *arguments: str, **changed: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "pipeline", *arguments],
             cwd=ROOT,
-            env=child_environ(self.settings, os.environ),
+            env=child_environ(self.settings.replaced(**changed), os.environ),
             capture_output=True,
             text=True,
             timeout=60,
@@ -193,6 +193,9 @@ async def _report(running: Running) -> None:
     assert mail.mail.get_content_type() == "multipart/alternative"
     assert "Rolling 30 days  USD 10." in mail.text("plain")
     assert "Cost of the rolling 30 days" in mail.text("html")
+    assert "Seven <7> (port:harbor-7)" in mail.text("plain")
+    assert "of 2,000 tokens per month\n    The hard cap is reached.\n" in mail.text("plain")
+    assert "Seven &lt;7&gt; (port:harbor-7)" in mail.text("html")
 
 
 async def _nothing_again_after_a_restart(running: Running) -> None:
@@ -227,6 +230,15 @@ async def _visible(running: Running) -> None:
     report = json.loads(await asyncio.to_thread(running.command, *asked))
     assert report["top_users"][0]["user_id"] == "u<b>1"
     assert report["rolling_30_days"]["unpriced_requests"] == 1
+    seven = report["budgets"][0]
+    assert (seven["scope"], seven["hard_cap"]) == ("port:harbor-7", 2_000)
+    wire = (await running.get("/v1/usage/ports/harbor-7?unit=tokens"))["forecast"]
+    assert (seven["forecast"], wire["outlook"]) == (wire, "reached")
+    alone = await asyncio.to_thread(
+        running.command, "report", "weekly", kafka_bootstrap="127.0.0.1:9"
+    )
+    assert "Budgets are not in this report: they could not be read from Kafka.\n" in alone
+    assert "Rolling 30 days  USD 10." in alone
     page = running.settings.data_dir / "report.html"
     await asyncio.to_thread(running.command, "report", "weekly", "--html", str(page), "--mail")
     assert "u<b>1" not in page.read_text()

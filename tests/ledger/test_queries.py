@@ -14,7 +14,7 @@ from clickhouse_connect.driver.client import Client
 from pipeline.core.policies import Policy
 from pipeline.core.scopes import format_scope
 from pipeline.core.windows import DAY_MS, window
-from pipeline.ledger.budget_actuals import budgets_against_actual
+from pipeline.ledger.budget_actuals import MAX_NAMED, budgets_against_actual
 from pipeline.ledger.client import LedgerAddress, connect
 from pipeline.ledger.columns import by_month, entries_table
 from pipeline.ledger.day_marks import DayMarks
@@ -424,6 +424,17 @@ def test_budgets_against_what_was_used(ledger: Client, entries: list[Entry]) -> 
     users = {f"user:{e['user_id']}" for e in entries if e["user_id"]}
     assert scopes == {"all", "org:o1", "group:g1", "user:nobody"} | ports | users
     assert len(found) == len({(s.scope, s.unit, s.period) for s in found}), "an id stands twice"
+
+
+def test_more_ids_than_a_url_holds(ledger: Client) -> None:
+    now_ms = int(datetime(2026, 9, 2, 12, tzinfo=UTC).timestamp()) * 1000
+    one = Policy("port:harbor-0-1", "tokens", "month", hard_cap=10)
+    others = [Policy(f"port:{n:0128d}", "tokens", "month") for n in range(20 * MAX_NAMED)]
+    (alone,) = budgets_against_actual(ledger, [one], now_ms, "USD")
+    found = budgets_against_actual(ledger, [*others, one], now_ms, "USD")
+    assert found[-1] == alone
+    assert alone.used > 0
+    assert len(found) == len(others) + 1
 
 
 # -- what a user types never becomes SQL ----------------------------------------------------------

@@ -71,7 +71,7 @@ async def clock(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Clock:
 def teller(settings: Settings) -> "asyncio.Task[None]":
     client = {"bootstrap_servers": settings.kafka_bootstrap}
     destinations = Destinations(settings)
-    watch = WeeklyMail(settings, destinations, dict)
+    watch = WeeklyMail(settings, destinations, dict, dict)
     watch.every_s = 0.1
     topics = Topics(settings.topic_prefix)
     post = Post(settings, topics.prefix)
@@ -113,12 +113,12 @@ async def test_once_on_monday_at_seven(settings: Settings, clock: Clock, box: Ma
 
 
 async def test_when_a_report_is_due(box: MailBox, monkeypatch: pytest.MonkeyPatch) -> None:
-    def named(_watch: WeeklyMail, week: date, _today: date) -> Draft:
+    def named(_watch: WeeklyMail, week: date, *_: object) -> Draft:
         return draft(next(iter(week_cover(week))))
 
     monkeypatch.setattr(WeeklyMail, "_draft", named)
     settings = Settings(smtp_url=box.url, mail_from="t@x.y", mail_to="a@b.c")
-    watch = WeeklyMail(settings, Destinations(settings), dict)
+    watch = WeeklyMail(settings, Destinations(settings), dict, dict)
 
     async def due(begun: datetime | None, now: datetime, *requested: date) -> list[str]:
         book = NoticeBook()
@@ -139,5 +139,9 @@ async def test_when_a_report_is_due(box: MailBox, monkeypatch: pytest.MonkeyPatc
     assert await due(None, SEVEN + day, date(2026, 11, 9)) == ["report|2026-11-09"]
     assert await due(SEVEN - day, SEVEN, date(2026, 11, 16)) == ["report|2026-11-16"]
     nobody = settings.replaced(mail_to=None)
-    quiet = WeeklyMail(nobody, Destinations(nobody), dict)
+    quiet = WeeklyMail(nobody, Destinations(nobody), dict, dict)
     assert await quiet.look(NoticeBook(), int(SEVEN.timestamp() * 1000)) == []
+    unread = WeeklyMail(settings, Destinations(settings), dict, lambda: None)
+    book = NoticeBook()
+    book.apply(f"{REQUEST}2026-11-09".encode(), b"{}")
+    assert await unread.look(book, int(SEVEN.timestamp() * 1000)) == []

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.core.forecast import Forecast
 from pipeline.reports.amounts import change, money
 from pipeline.reports.figures import (
+    Budgets,
     Compared,
     Spent,
     due_week,
@@ -19,7 +21,7 @@ from pipeline.reports.figures import (
     week_of,
 )
 from pipeline.reports.rendering import as_html, as_json, as_text, subject
-from tests.reports.figures_of_a_week import FIGURES, NAMES, N
+from tests.reports.figures_of_a_week import AS_OF_MS, FIGURES, NAMES, N, outlook
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "weekly_report.txt"
 ALLOWED = {
@@ -63,6 +65,8 @@ def test_nothing_in_a_name_becomes_markup() -> None:
     assert found.open == []
     assert 'Anna "<img src=x onerror=alert(1)>" & Co (u1)' in found.texts
     assert "u<script>alert(1)</script>" in found.texts
+    assert "North <b>Quay</b> & Sons (port:harbor-1)" in found.texts
+    assert "user:<i>" in found.texts
     assert not [name for name, _ in found.attributes if name.startswith("on")]
     assert not [value for _, value in found.attributes if "javascript:" in value]
 
@@ -84,6 +88,74 @@ def test_html_says_what_the_text_says() -> None:
     for figure in ("USD 1,246.92", "USD 4,321.00", "no price", "USD 0.00234", "USD 300.00"):
         assert figure in texts
         assert figure in as_text(FIGURES)
+
+
+def test_html_has_a_bar_for_each_budget_with_its_share_of_the_cap() -> None:
+    text = as_html(FIGURES, NAMES)
+    section = text[text.index("Budgets closest to their caps") :]
+    assert re.findall(r'<td width="(\d+)%" style="background', section) == ["100", "62", "1"]
+    found = Outline(text).texts
+    assert found[found.index("North <b>Quay</b> & Sons (port:harbor-1)") + 1] == "62 %"
+    assert (
+        "USD 34.10 of USD 55.00 per month, 3 calls without a price · "
+        "At this pace the cap is reached on 2026-11-28."
+    ) in found
+    assert "Budgets and forecasts are as of 2026-11-23 (UTC)." in found
+
+
+def test_budgets_in_json_are_as_on_the_wire() -> None:
+    told = as_json(FIGURES, NAMES)
+    assert told["budgets_as_of"] == "2026-11-23T07:00:00.000Z"
+    assert told["budgets"][1] == {
+        "scope": "port:harbor-1",
+        "name": NAMES["port:harbor-1"],
+        "unit": "cost",
+        "period": "month",
+        "used": "34.1",
+        "hard_cap": "55",
+        "forecast": {
+            "outlook": "on-date",
+            "date": "2026-11-28",
+            "at": "2026-11-28T03:00:00.000Z",
+            "per_day": "4.1",
+            "days": 7,
+            "text": "at this pace the cap is reached on 2026-11-28",
+        },
+    }
+    assert [(one["scope"], one["used"], one["hard_cap"]) for one in told["budgets"]][::2] == [
+        ("user:<i>", 1_320_000, 1_000_000), ("all", "5", "1000"),
+    ]  # fmt: skip
+
+
+def test_without_budgets_it_says_in_a_line_why() -> None:
+    unknown, none = replace(FIGURES, budgets=None), replace(FIGURES, budgets=Budgets(AS_OF_MS, ()))
+    for figures, line in (
+        (unknown, "Budgets are not in this report: they could not be read from Kafka."),
+        (none, "No budget with a hard cap is on, or none has been used."),
+    ):
+        assert f"\nBudgets closest to their caps\n  {line}\n" in as_text(figures)
+        assert line in Outline(as_html(figures)).texts
+    assert (as_json(unknown)["budgets"], as_json(unknown)["budgets_as_of"]) == (None, None)
+    assert as_json(none)["budgets"] == []
+
+
+@pytest.mark.parametrize(
+    ("used", "hard_cap", "shown", "marks"),
+    [
+        (0, 100, "0 %", 0),
+        (1, 1_000, "<1 %", 1),
+        (999, 1_000, "99 %", 20),
+        (123_456, 100, "123,456 %", 20),
+        (0, 0, "full", 20),
+        (7, 0, "full", 20),
+    ],
+)
+def test_shares_for_people(used: int, hard_cap: int, shown: str, marks: int) -> None:
+    one = outlook("all", "tokens", "day", used, hard_cap, Forecast("reached"))
+    text = as_text(replace(FIGURES, budgets=Budgets(AS_OF_MS, (one,))))
+    (line,) = [line for line in text.splitlines() if line.startswith("  all ")]
+    assert line.removeprefix("  all ").rstrip("#").strip() == shown
+    assert line.count("#") == marks
 
 
 def test_json_is_exact() -> None:

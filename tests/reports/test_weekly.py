@@ -19,6 +19,7 @@ from tests.stream.conftest import migrated_database
 
 # Events lie from Sunday 29 November to Wednesday 2 December 2026.
 MONDAY, TODAY = date(2026, 11, 30), date(2026, 12, 7)
+NOW = datetime(2026, 12, 7, 7, tzinfo=UTC)
 IN_DOLLARS, IN_EUROS = chain(1, 25), chain(2, 3, partition=1)
 Event = dict[str, Any]
 
@@ -38,7 +39,7 @@ def client(ledger_server: ledger_fixture.LedgerAddress) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def figures(client: Client) -> WeeklyFigures:
-    return read_weekly(client, MONDAY, TODAY, "USD")
+    return read_weekly(client, MONDAY, NOW, "USD", None)
 
 
 def day(event: Event) -> date:
@@ -109,6 +110,6 @@ def test_other_currencies_are_named_and_not_added(figures: WeeklyFigures) -> Non
 
 
 def test_a_week_without_usage(client: Client) -> None:
-    empty = read_weekly(client, date(2025, 1, 6), TODAY, "USD")
+    empty = read_weekly(client, date(2025, 1, 6), NOW, "USD", ())
     assert (empty.total.week, empty.total.before, empty.rolling) == (NOTHING, NOTHING, NOTHING)
     assert (empty.kinds, empty.users, empty.other_currencies) == ((), (), ())
