@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from pipeline.stream.topics import Topics, create_or_check_topics
 from tests.producers.api_stand_in import KEY, ApiStandIn
@@ -48,6 +48,9 @@ class Side(Protocol):
     def close(self) -> None: ...
 
 
+LEADER_UNKNOWN = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+
+
 class KafkaSide:
     """The topics of a real broker; nobody counts what arrives there but the test."""
 
@@ -86,10 +89,9 @@ class KafkaSide:
 
     def _read(self, consumer: Consumer) -> Iterator[tuple[int, bytes, bytes]]:
         tps = [TopicPartition(self.topics.events, p, 0) for p in range(PARTITIONS)]
-        ends = {tp.partition: consumer.get_watermark_offsets(tp, WAIT_S)[1] for tp in tps}
-        consumer.assign(tps)
-        left = sum(ends.values())
         deadline = time.monotonic() + WAIT_S
+        left = sum(_end_offset(consumer, tp, deadline) for tp in tps)
+        consumer.assign(tps)
         while left:
             assert time.monotonic() < deadline
             message = consumer.poll(0.2)
@@ -99,6 +101,17 @@ class KafkaSide:
 
     def close(self) -> None:
         self._producer.flush(WAIT_S)
+
+
+def _end_offset(consumer: Consumer, tp: TopicPartition, deadline: float) -> int:
+    """Where the partition ends; a new one may have a leader that does not know of it yet."""
+    while True:
+        try:
+            return consumer.get_watermark_offsets(tp, WAIT_S)[1]
+        except KafkaException as error:
+            if error.args[0].code() not in LEADER_UNKNOWN or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 class HttpSide:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.core import accounts, dedupe, intake, outbox, tariffs
+from pipeline.core.blocks import PricedBlock
 from pipeline.corrections import ledger as corrections_ledger
 from pipeline.corrections import resolver
 from pipeline.ledger import writer
@@ -324,15 +325,13 @@ def a_failed_insert_is_taken_for_done(patch: pytest.MonkeyPatch) -> None:
 @mutant
 def blocks_are_cut_wrongly(patch: pytest.MonkeyPatch) -> None:
     """A duplicate is left out of its block's fates."""
-    blocks = flush._blocks
+    encode = flush.encode_block
 
-    def shorter(*args: Any) -> Any:
-        found = blocks(*args)
-        for block in found:
-            del block.duplicates[:1]
-        return found
+    def shorter(block: PricedBlock) -> bytes:
+        del block.duplicates[:1]
+        return encode(block)
 
-    patch.setattr(flush, "_blocks", shorter)
+    patch.setattr(flush, "encode_block", shorter)
 
 
 @mutant
