@@ -318,11 +318,13 @@ def test_rates_of_a_key_and_of_its_users(keyed: ApiProcess, keys_file: Path) -> 
 
 
 def test_changes_of_keys_are_in_the_log(keyed: ApiProcess, keys_file: Path) -> None:
+    make(keys_file, "passing", "read")
+    revoke_key(keys_file, "passing", who="cli:test", now=datetime.now(UTC))
     admin = make(keys_file, "auditor", "admin")
     opens(keyed, admin, True)
     found = ask(keyed, admin, "GET", "/v1/changes?what=key").json()["changes"]
     assert (found[0]["who"], found[0]["key"]) == ("cli:test", "auditor")
-    revoked = [one for one in found if one["key"] == "later" and one["after"] is None]
+    revoked = [one for one in found if one["key"] == "passing" and one["after"] is None]
     assert len(revoked) == 1
     hashes = [key.hash for key in read_keys(keys_file) if key.hash]
     assert hashes
