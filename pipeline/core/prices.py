@@ -27,7 +27,7 @@ from pipeline.core.selection import (
     rank,
     spans_of,
 )
-from pipeline.core.tariffs import Table, Tariff, nano_per_unit
+from pipeline.core.tariffs import Table, Tariff, has_rare_counts, nano_per_unit
 
 Status = Literal["priced", "free", "unpriced"]
 
@@ -221,10 +221,7 @@ class PriceVersion:
             return SELF_HOSTED
         if event.cache_hit:
             return CACHE_HIT
-        key = (event.provider, event.model, event.service_tier)
-        quote = self._plans.get(key)
-        if quote is None:
-            quote = self._new_plan(key)
+        quote = self._plan((event.provider, event.model, event.service_tier))
         if isinstance(quote, Plan):
             quote = quote.at(event.occurred_at_us)
         return quote.price(event)
@@ -233,7 +230,7 @@ class PriceVersion:
         """Puts into each event its price (see ``price``); returns how many are unpriced.
 
         Most events are tokens in, tokens cached and tokens out, at the price that the event before
-        had; these are priced here, without a call, from a row of ``Usual``.
+        had; these are priced here, from a row of ``Usual``, as ``Table.cost_nano`` prices them.
         """
         rows, unpriced = self._usual, 0
         for event in events:
@@ -243,20 +240,7 @@ class PriceVersion:
                 row = self._usual_at(event)
             _, _, most, request, per_input, per_cached, per_output, den, half, rate_id, guess = row
             inputs = event.input_tokens
-            if inputs > most or (
-                event.reasoning_tokens
-                or event.cache_write_tokens
-                or event.cache_write_1h_tokens
-                or event.input_audio_tokens
-                or event.input_image_tokens
-                or event.output_audio_tokens
-                or event.characters
-                or event.images
-                or event.web_searches
-                or event.audio_nano
-                or event.self_hosted
-                or event.cache_hit
-            ):
+            if inputs > most or event.self_hosted or event.cache_hit or has_rare_counts(event):
                 unpriced += self._put_price(event)
                 continue
             total = request + inputs * per_input + event.output_tokens * per_output
@@ -283,10 +267,14 @@ class PriceVersion:
         event.price_estimated = price.estimated
         return price.cost_nano is None
 
+    def _plan(self, key: tuple[str, str, str]) -> Plan | Quote:
+        """What applies to a provider, model and service tier, kept from the first time on."""
+        return self._plans.get(key) or self._new_plan(key)
+
     def _usual_at(self, event: Event) -> Usual:
         """The row for events like ``event``, from now on."""
         key = (event.provider, event.model, event.service_tier)
-        plan = self._plans.get(key) or self._new_plan(key)
+        plan = self._plan(key)
         found, since_us, until_us = plan, _ALWAYS_US, NEVER_US
         if isinstance(plan, Plan):
             found, since_us, until_us = plan.stretch_at(event.occurred_at_us)

@@ -60,6 +60,22 @@ class Tariff:
     minimum_audio_s: int = 0
 
 
+def has_rare_counts(event: Event) -> bool:
+    """Whether anything else is counted than input, cached input and output tokens."""
+    return bool(
+        event.reasoning_tokens
+        or event.cache_write_tokens
+        or event.cache_write_1h_tokens
+        or event.input_audio_tokens
+        or event.input_image_tokens
+        or event.output_audio_tokens
+        or event.characters
+        or event.images
+        or event.web_searches
+        or event.audio_nano
+    )
+
+
 def own_price(prices: Prices, counter: str) -> tuple[str, Fraction] | None:
     """The counter whose price ``counter`` is charged at, and that price; None without one."""
     name: str | None = counter
@@ -131,18 +147,7 @@ class Table:
             + event.cached_input_tokens * self._cached
             + outputs * self._output
         )
-        if (
-            event.reasoning_tokens
-            or event.cache_write_tokens
-            or event.cache_write_1h_tokens
-            or event.input_audio_tokens
-            or event.input_image_tokens
-            or event.output_audio_tokens
-            or event.characters
-            or event.images
-            or event.web_searches
-            or event.audio_nano
-        ):
+        if has_rare_counts(event):
             total += self._others(event)
             certain = self._tokens_priced and (inputs or outputs)
         else:
