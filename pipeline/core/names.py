@@ -39,6 +39,11 @@ class Name(msgspec.Struct, frozen=True):
         return self.display_name is None and self.email is None
 
 
+def with_name(shown_id: str, name: str | None) -> str:
+    """An id for people to read, with its display name where it has one."""
+    return f"{name} ({shown_id})" if name else shown_id
+
+
 def name_key(scope: str) -> str:
     """The key of the name of ``scope``."""
     return record_key(scope, "", "").removesuffix("||")

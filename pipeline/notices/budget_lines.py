@@ -17,6 +17,7 @@ from pipeline.core.budgets import (
     state_fields,
 )
 from pipeline.core.money import format_nano
+from pipeline.core.names import with_name
 from pipeline.core.policies import Policy
 from pipeline.core.scopes import RecordKey, format_scope, record_key, wildcard_of
 from pipeline.core.windows import format_boundary, window
@@ -143,7 +144,7 @@ def budget_draft(
     shown = _shown(state, currency)
     scope = format_scope(state.scope)
     name = names.get(scope)
-    who = f"{name} ({scope})" if name else scope
+    who = with_name(scope, name)
     verb = "has reached its hard cap" if line.line == "hard" else "is over its soft line"
     subject = (
         f"{who} {verb}: {shown(state.used)} of {shown(line.amount)} per {period_name(state.period)}"

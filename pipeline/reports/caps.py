@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.core.budgets import State, cap_share_ppm, state_fields
 from pipeline.core.forecast import BudgetOutlook, forecast_fields
+from pipeline.core.names import with_name
 from pipeline.core.scopes import format_scope
 from pipeline.core.windows import format_ms
 from pipeline.reports import mail_html
@@ -73,8 +74,7 @@ def _fields(found: BudgetOutlook, names: Mapping[str, str]) -> dict[str, Any]:
 
 def _label(state: State, names: Mapping[str, str]) -> str:
     scope = format_scope(state.scope)
-    name = names.get(scope)
-    return f"{name} ({scope})" if name else scope
+    return with_name(scope, names.get(scope))
 
 
 def _share_ppm(state: State, budgets: Budgets) -> int:

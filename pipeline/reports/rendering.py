@@ -5,6 +5,7 @@ from datetime import date, timedelta
 from typing import Any
 
 from pipeline.core.money import format_nano
+from pipeline.core.names import with_name
 from pipeline.reports import caps, mail_html
 from pipeline.reports.amounts import change, count, money
 from pipeline.reports.figures import Compared, Spent, WeeklyFigures
@@ -116,8 +117,7 @@ def _users(figures: WeeklyFigures, names: Names | None) -> dict[str, str]:
 
 
 def _label(line: Compared, shown: Mapping[str, str]) -> str:
-    name = shown.get(line.key)
-    return f"{name} ({line.key})" if name else line.key
+    return with_name(line.key, shown.get(line.key))
 
 
 def _text_bars(
