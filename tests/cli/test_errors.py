@@ -1,5 +1,6 @@
 """Every failure is a status and one readable line."""
 
+import asyncio
 import signal
 import socket
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from pipeline.cli.context import run_async
+from pipeline.core.errors import TallyportError
 from tests.cli.conftest import Command, Ended, environment
 from tests.ledger_fixture import LedgerAddress
 
@@ -203,3 +206,11 @@ def test_what_cannot_be_undone_is_not_done_by_mistake(tallyport: Command) -> Non
         assert done.err.startswith("tallyport: ")
         assert why in done.err
         assert done.err.count("\n") == 1
+
+
+def test_a_connection_that_its_own_client_gave_up_is_one_line() -> None:
+    async def given_up() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(TallyportError, match="given up by its own client"):
+        run_async(given_up())
