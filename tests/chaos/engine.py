@@ -205,7 +205,7 @@ class Engine:
         self._running.add(fault.lane)
         start_s, at_s = time.monotonic(), self._now_s()
         try:
-            async with self._limit(SETTLE_LIMIT_S, f"after {fault.kind}"):
+            async with self._limit(fault.act_s + SETTLE_LIMIT_S, f"after {fault.kind}"):
                 target = await fault.act(scene)
                 await self._parts.wait_ready()
                 await self._moving_on(*([progress] if self._plan.overlap else self._gauges))

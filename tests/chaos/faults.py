@@ -21,6 +21,9 @@ from tests.processes import until
 SESSION_TIMEOUT_S = 6.0
 PAUSE_S = (7.0, 9.0)
 POINT_TIMEOUT_S = 45.0
+RESOLVED_POINT_TIMEOUT_S = 150.0
+"""For points that wait on corrections: those come by way of the sink, which the other lane's faults
+stop again and again."""
 STEADY_WORKERS = 2
 MOST_WORKERS = 3
 POINTS = ("price-", "merge-", "corrections-", "sink-", "resolver-")
@@ -67,11 +70,12 @@ Act = Callable[[Scene], Awaitable[str]]
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of fault. ``act`` does it and says to whom."""
+    """One kind of fault. ``act`` does it, which takes up to ``act_s``, and says to whom."""
 
     kind: str
     lane: Lane
     act: Act
+    act_s: float = POINT_TIMEOUT_S
 
 
 async def kill_worker(scene: Scene) -> str:
@@ -195,12 +199,18 @@ def killing(role: str) -> Act:
     return act
 
 
+def timeout_s(point: str) -> float:
+    """How long a process may take until it passes ``point``."""
+    return RESOLVED_POINT_TIMEOUT_S if point.startswith("corrections-") else POINT_TIMEOUT_S
+
+
 def at_point(part: str, point: str) -> Act:
     """Replaces a process by one that SIGKILLs itself when it passes ``point`` for the n-th time."""
+    limit_s = timeout_s(point)
 
     async def act(scene: Scene) -> str:
         slot = scene.one(part)
-        passes = (1, 1, 2, 5) if part == "worker" or point.startswith("sink-") else (1,)
+        passes = (1, 1, 2, 5) if point.startswith(("price-", "merge-", "sink-")) else (1,)
         slot.fault = f"{point}:{scene.rng.choice(passes)}"
         armed = slot.fault
         await scene.stop(slot)
@@ -211,10 +221,10 @@ def at_point(part: str, point: str) -> Act:
             return any(e.slot == slot.name and e.status == -signal.SIGKILL for e in new)
 
         try:
-            async with asyncio.timeout(POINT_TIMEOUT_S):
+            async with asyncio.timeout(limit_s):
                 await until(has_died)
         except TimeoutError:
-            scene.notes.append(f"{slot.name} never passed {armed} within {POINT_TIMEOUT_S:.0f} s")
+            scene.notes.append(f"{slot.name} never passed {armed} within {limit_s:.0f} s")
             scene.kill(slot)
             return f"{slot.name} (not reached)"
         scene.kills += 1
@@ -287,8 +297,11 @@ def all_faults(brokers: int) -> list[Fault]:
             ledger[f"at {point}"] = at_point("sink", point)
         else:
             stream[f"at {point}"] = at_point("worker", point)
-    return [Fault(kind, "stream", act) for kind, act in stream.items()] + [
-        Fault(kind, "ledger", act) for kind, act in ledger.items()
+    lanes: dict[Lane, dict[str, Act]] = {"stream": stream, "ledger": ledger}
+    return [
+        Fault(kind, lane, act, timeout_s(kind.removeprefix("at ")))
+        for lane, acts in lanes.items()
+        for kind, act in acts.items()
     ]
 
 

@@ -47,7 +47,7 @@ class Load:
         self._per_tick = max(1, round(rate * TICK_S))
         self._rng = rng
         self._records = self._day()
-        self._old: deque[Sent] = deque(maxlen=REMEMBERED)
+        self._old: dict[int, deque[Sent]] = {}  # by home partition
         self._again: deque[Sent] = deque()
         self._pending = 0
         self._stop = asyncio.Event()
@@ -78,8 +78,12 @@ class Load:
         return self._stop.is_set() and not self._pending and not self._again
 
     def pick(self, rng: Random) -> tuple[str, str] | None:
-        """Port and id of some event that was sent lately; None before the first."""
-        return identity(rng.choice(self._old)) if self._old else None
+        """Port and id of some event that was sent lately; None before the first.
+
+        Each partition as often, however few events it has: a worker that owns only a quiet one
+        is to have corrections, too.
+        """
+        return identity(self._some_old(rng)) if self._old else None
 
     def finish(self) -> None:
         """Nothing new from now on; ``run`` ends once everything is acknowledged."""
@@ -126,7 +130,11 @@ class Load:
             return
         port_id, event_id = identity(record)
         self.produced.setdefault(port_id, set()).add(event_id)
-        self._old.append(record)
+        home = home_partition(port_id.encode(), self._partitions)
+        self._old.setdefault(home, deque(maxlen=REMEMBERED)).append(record)
+
+    def _some_old(self, rng: Random) -> Sent:
+        return rng.choice(self._old[rng.choice(list(self._old))])
 
     def _day(self) -> Iterator[Sent]:
         """Records for ever: days up to now, each shuffled, with repeats of earlier ones."""
@@ -137,7 +145,7 @@ class Load:
             for record in chunk:
                 yield record
                 if self._old and self._rng.random() < OLD_SHARE:
-                    yield self._rng.choice(self._old)
+                    yield self._some_old(self._rng)
 
     def _poison(self, partition: int) -> Sent:
         body = {
