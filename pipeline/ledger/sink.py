@@ -54,6 +54,10 @@ INSERT_MAX_ROWS = 50_000
 INSERT_MAX_BYTES = 32 * 1024 * 1024
 IDLE_WAIT_S = 0.2
 POLL_MAX_BLOCKS = 16
+FETCH_MIN_BYTES = 256 * 1024
+FETCH_MAX_WAIT_MS = 100
+"""A worker's small flushes are fetched some at a time: one fetch for each would cost the broker and
+this process more than the rows in it."""
 FETCH_MAX_BYTES = 9 * 1024 * 1024
 """Somewhat above the largest block, 8 MiB."""
 
@@ -89,7 +93,8 @@ async def run_sink(
         isolation_level="read_committed",
         enable_auto_commit=False,
         auto_offset_reset="earliest",
-        fetch_max_wait_ms=100,
+        fetch_min_bytes=FETCH_MIN_BYTES,
+        fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
         max_partition_fetch_bytes=FETCH_MAX_BYTES,
         session_timeout_ms=6_000,
         heartbeat_interval_ms=500,

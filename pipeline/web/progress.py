@@ -25,6 +25,9 @@ STALL_S = 8.0
 _POLL_S = 1.0
 _RETRY_S = 2.0
 _PEEK_MS = 1_000
+_FETCH_MIN_BYTES = 256 * 1024
+_FETCH_MAX_WAIT_MS = 250
+"""States are fetched for their heartbeats, one a second; each flush's on its own costs more."""
 
 
 @dataclass
@@ -166,6 +169,8 @@ class Progress:
             isolation_level="read_committed",
             enable_auto_commit=False,
             auto_offset_reset="earliest",
+            fetch_min_bytes=_FETCH_MIN_BYTES,
+            fetch_max_wait_ms=_FETCH_MAX_WAIT_MS,
         )
         stack.push_async_callback(consumer.stop)
         await consumer.start()
