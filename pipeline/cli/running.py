@@ -14,6 +14,7 @@ import click
 
 from pipeline.cli.context import run_async, settings
 from pipeline.cli.output import as_json
+from pipeline.freed_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,12 +61,14 @@ def worker() -> int:
     """Run the worker: price and count events, publish budget states. Prints `ready worker`."""
     from pipeline.wiring import run_worker
 
+    keep_freed_memory()
     return run_worker(settings())
 
 
 @click.command()
 def sink() -> int:
     """Run the ledger sink: priced events into ClickHouse, and corrections. Prints `ready sink`."""
+    keep_freed_memory()
     return run_async(_run_sink(settings()))
 
 
@@ -132,6 +135,7 @@ def api(tls_cert: Path | None, tls_key: Path | None) -> int:
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key belong together")
     tls = Tls(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None
+    keep_freed_memory()
     return run_api(settings(), tls)
 
 
