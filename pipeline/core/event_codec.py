@@ -5,7 +5,7 @@ not take goes to ``_decode_carefully``, which states every rule and alone decide
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol, cast
 
 import msgspec
 
@@ -92,42 +92,12 @@ def decode_events(
     The times are read together, and what nearly all events are like is told without a call for
     each of them.
     """
-    # Here, as the SDK decodes single events where no numpy is installed.
-    from pipeline.core.timestamp_columns import parse_many_us
-
-    plains = _decode_plains(records)
-    texts = [plain.occurred_at_us for plain in plains if plain is not None]
-    times_us = iter(parse_many_us(texts))
-    found: list[PricedEvent | Rejection] = []
-    for record, plain in zip(records, plains, strict=True):
-        event: Any = plain
-        if plain is not None:
-            at_us = next(times_us)
-            if (
-                at_us is None
-                or plain.cached_input_tokens > plain.input_tokens
-                or (
-                    plain.cache_write_tokens
-                    or plain.cache_write_1h_tokens
-                    or plain.input_audio_tokens
-                    or plain.input_image_tokens
-                    or plain.reasoning_tokens
-                    or plain.output_audio_tokens
-                    or plain.audio_nano != 0
-                    or plain.reported_cost
-                    or plain.tags
-                    or not plain.feature
-                )
-            ):
-                event = _as_event(plain, at_us)
-            else:
-                event.__class__ = PricedEvent  # see ``_as_event``
-                event.occurred_at_us = at_us
-                event.audio_nano = 0
+    found: list[PricedEvent | Rejection | None] = [*_as_events(_decode_plains(records))]
+    for number, event in enumerate(found):
         if event is None:
-            event = _decode_unusual(record.value, record.headers, unknown)
-        found.append(event)
-    return found
+            record = records[number]
+            found[number] = _decode_unusual(record.value, record.headers, unknown)
+    return cast("list[PricedEvent | Rejection]", found)
 
 
 def _decode_plains(records: Sequence[EncodedEvent]) -> "list[_PlainEvent | None]":
@@ -163,13 +133,8 @@ def decode_plain_array(array: bytes) -> Sequence[Event] | None:
         found = _plain_array_decoder.decode(array)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    events: list[Event] = []
-    for plain in found:
-        event = _as_event(plain, parse_rfc3339_us(plain.occurred_at_us))
-        if event is None:
-            return None
-        events.append(event)
-    return events
+    events = _as_events(found)
+    return None if any(event is None for event in events) else cast("list[Event]", events)
 
 
 def judge_time(occurred_at_us: int, recorded_at_ms: int, limits: TimeLimits) -> Rejection | None:
@@ -325,6 +290,43 @@ def _as_event(plain: _PlainEvent, occurred_at_us: int | None) -> PricedEvent | N
         return event
     cost, tags = event.reported_cost or None, event.tags or None
     return event if _add_rare_fields(event, audio_seconds, cost, tags) else None
+
+
+def _as_events(plains: "Sequence[_PlainEvent | None]") -> list[PricedEvent | None]:
+    """``_as_event`` of each, for less than one by one; None stays None."""
+    # Here, as the SDK decodes single events where no numpy is installed.
+    from pipeline.core.timestamp_columns import parse_many_us
+
+    texts = [plain.occurred_at_us for plain in plains if plain is not None]
+    times_us = iter(parse_many_us(texts))
+    found: list[PricedEvent | None] = []
+    for plain in plains:
+        event: Any = plain
+        if plain is not None:
+            at_us = next(times_us)
+            if (
+                at_us is None
+                or plain.cached_input_tokens > plain.input_tokens
+                or (
+                    plain.cache_write_tokens
+                    or plain.cache_write_1h_tokens
+                    or plain.input_audio_tokens
+                    or plain.input_image_tokens
+                    or plain.reasoning_tokens
+                    or plain.output_audio_tokens
+                    or plain.audio_nano != 0
+                    or plain.reported_cost
+                    or plain.tags
+                    or not plain.feature
+                )
+            ):
+                event = _as_event(plain, at_us)
+            else:
+                event.__class__ = PricedEvent  # see ``_as_event``
+                event.occurred_at_us = at_us
+                event.audio_nano = 0
+        found.append(event)
+    return found
 
 
 def _decode_with_nulls(value: bytes) -> PricedEvent | None:

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from aiokafka.producer.message_accumulator import BatchBuilder
@@ -36,14 +35,8 @@ BROKER_AWAY_S = 2
 _NO_COMPRESSION = 0
 
 
-class Outgoing(msgspec.Struct, gc=False):
-    """A record to send; ``key`` is the port's id and decides the partition."""
-
-    key: bytes
-    value: bytes
-    headers: Headers
-
-
+Outgoing = tuple[bytes, bytes, Headers]
+"""A record to send: its key, which is the port's id and decides the partition, value, headers."""
 Placed = tuple[int, int]
 """Where an acknowledged record stands: partition and offset."""
 
@@ -89,8 +82,8 @@ class _Batch(BatchBuilder):
         """Adds records until the batch is full; how many it took."""
         append: Any = self._builder.append
         first = offset = self._relative_offset
-        for record in records:
-            if append(offset, now_ms, record.key, record.value, record.headers) is None:
+        for key, value, headers in records:
+            if append(offset, now_ms, key, value, headers) is None:
                 break
             offset += 1
         self._relative_offset = offset
@@ -157,7 +150,7 @@ class EventLog:
         if not self._lanes:
             raise unavailable(self._trouble or "Kafka is away", BROKER_AWAY_S)
         partitions = len(self._lanes)
-        homes = [home_partition(record.key, partitions) for record in records]
+        homes = [home_partition(key, partitions) for key, _, _ in records]
         sorted_out: list[list[Outgoing]] = [[] for _ in range(partitions)]
         for record, partition in zip(records, homes, strict=True):
             sorted_out[partition].append(record)
@@ -186,7 +179,7 @@ class EventLog:
 
     def _remember(self, parcel: _Parcel) -> None:
         """What nobody waits for any more still takes memory until it is settled."""
-        size = sum(len(record.value) for record in parcel.records)
+        size = sum(len(value) for _, value, _ in parcel.records)
         self._in_flight.keep(size)
         parcel.done.add_done_callback(lambda _: self._in_flight.give(size))
 

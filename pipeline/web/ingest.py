@@ -1,6 +1,7 @@
 """``POST /v1/events``: validated as the worker does, answered once the broker has them."""
 
 import time
+from itertools import repeat
 from typing import Final, Literal
 
 import msgspec
@@ -26,7 +27,7 @@ from pipeline.web.problems import Problem
 MAX_BODY_BYTES: Final = 1024 * 1024
 FORBIDDEN_PORT: Final = "forbidden-port"
 """Beside the reasons of the contract: the key may not send for this port."""
-_TOGETHER: Final = 32
+_FEW: Final = 32
 REASONS: Final = (*EVENT_REASONS, FORBIDDEN_PORT)
 
 
@@ -65,12 +66,12 @@ class Intake:
         now_ms = int(time.time() * 1000)
         results: list[Result] = []
         outgoing: list[Outgoing] = []
-        # A few at a time: quicker than singly, and what has been looked at is let go of while it
-        # still is in the processor's cache.
-        for first in range(0, len(found), _TOGETHER):
-            group = found[first : first + _TOGETHER]
-            if not self._accept_together(group, caller, now_ms, results, outgoing):
-                results += [self._judge(one, caller, now_ms, outgoing) for one in group]
+        if not self._accept_together(found, caller, now_ms, results, outgoing):
+            # One that is refused or unusual costs only its neighbours the quick way.
+            for first in range(0, len(found), _FEW):
+                group = found[first : first + _FEW]
+                if not self._accept_together(group, caller, now_ms, results, outgoing):
+                    results += [self._judge(one, caller, now_ms, outgoing) for one in group]
         if outgoing:
             placed = await self._log.send(outgoing)
             accepted = (result for result in results if result.reason is None)
@@ -91,7 +92,8 @@ class Intake:
         results: list[Result],
         outgoing: list[Outgoing],
     ) -> bool:
-        """Accepts a group that is nothing but usual valid events; False when it may not be."""
+        """Accepts a group that is nothing but usual valid events, for a fraction of what they cost
+        singly; False when it may not be."""
         values = [one.value for one in group if isinstance(one, Submitted) and one.is_plain]
         if len(values) < len(group):
             return False
@@ -108,10 +110,8 @@ class Intake:
         ports = caller.ports
         if ports is not None and any(event.port_id not in ports for event in events):
             return False
-        outgoing += [
-            Outgoing(event.port_id.encode(), value, NO_HEADERS)
-            for event, value in zip(events, values, strict=True)
-        ]
+        keys = [event.port_id.encode() for event in events]
+        outgoing += zip(keys, values, repeat(NO_HEADERS))
         results += [Result(event.event_id, "accepted") for event in events]
         return True
 
@@ -134,7 +134,7 @@ class Intake:
         if caller.ports is not None and event.port_id not in caller.ports:
             detail = "port_id: this key may not send for this port"
             return Result(event.event_id, "rejected", FORBIDDEN_PORT, detail)
-        outgoing.append(Outgoing(event.port_id.encode(), one.value, one.headers))
+        outgoing.append((event.port_id.encode(), one.value, one.headers))
         return Result(event.event_id, "accepted")
 
 

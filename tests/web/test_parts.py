@@ -11,7 +11,7 @@ from pipeline.core.rejections import Rejection
 from pipeline.core.scopes import RecordKey
 from pipeline.web.bodies import InFlight
 from pipeline.web.event_forms import MAX_EVENTS, NDJSON, Submitted, take_apart
-from pipeline.web.event_log import EventLog, Outgoing
+from pipeline.web.event_log import EventLog
 from pipeline.web.key_file import KeyTable, create_key, read_keys
 from pipeline.web.problems import Problem
 from pipeline.web.rate_limit import Rate, RateLimits, parse_rate
@@ -57,7 +57,7 @@ def test_memory_is_promised_before_it_is_used() -> None:
 async def test_without_a_broker_nothing_is_claimed_accepted() -> None:
     log = EventLog({"bootstrap_servers": "127.0.0.1:1"}, "usage.events", InFlight(100))
     with pytest.raises(Problem) as refused:
-        await log.send([Outgoing(b"p", b"{}", [])])
+        await log.send([(b"p", b"{}", [])])
     assert refused.value.status == 503
     assert log.problems()
 
