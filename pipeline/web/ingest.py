@@ -95,7 +95,7 @@ class Intake:
         """Accepts a group that is nothing but usual valid events, for a fraction of what they cost
         singly; False when it may not be."""
         values = [one.value for one in group if isinstance(one, Submitted) and one.is_plain]
-        if len(values) < len(group):
+        if not values or len(values) < len(group):
             return False
         array = b",".join(values)
         if len(array) > MAX_EVENT_BYTES and max(map(len, values)) > MAX_EVENT_BYTES:
