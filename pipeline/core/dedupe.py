@@ -12,7 +12,15 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from pipeline.core.dedupe_segment import LOW_HALF, Mask, Segment, Times, Words
+from pipeline.core.dedupe_segment import (
+    LOW_HALF,
+    Mask,
+    Segment,
+    Times,
+    Words,
+    filter_mask,
+    filter_masks,
+)
 
 KEY_BYTES: Final = 16
 ENTRY_BYTES: Final = 24
@@ -139,7 +147,8 @@ class DedupeWindow:
                 for key, time_ms, at_ms in zip(keys, times_ms, arrived_ms, strict=True)
             ]
         words = np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
-        times, arrived = np.array(times_ms, np.int64), np.array(arrived_ms, np.int64)
+        times = np.array(times_ms, np.int64)
+        arrived = times if arrived_ms is times_ms else np.array(arrived_ms, np.int64)
         return self._admit_batch(words, times, arrived, self.horizon_ms).tolist()
 
     def load(self, entries: bytes) -> None:
@@ -165,10 +174,9 @@ class DedupeWindow:
             self._opened_at_watermark_ms = committed_watermark_ms
 
     def _admit_one(self, high: int, low: int, time_ms: int, at_ms: int, horizon_ms: int) -> bool:
-        low_half = high & LOW_HALF
+        low_half, mask = high & LOW_HALF, filter_mask(low)
         for segment in self._segments:
-            bit = low_half * segment.filter_bits >> 32
-            if not segment.filter_at[bit >> 3] & 1 << (bit & 7):
+            if segment.filter_at[low_half * segment.filter_words >> 32] & mask != mask:
                 continue
             if segment.holds(high, low, at_ms, horizon_ms):
                 return False
@@ -181,28 +189,28 @@ class DedupeWindow:
         if not words[:, 0].all():
             words = words.copy()
             words[words[:, 0] == 0, 0] = 1
-        accepted = ~self._find(words, arrived_ms, horizon_ms)
+        masks = filter_masks(words)
+        accepted: Mask = np.ones(len(words), np.bool_)
+        for segment in self._segments:
+            accepted &= ~segment.find_batch(words, masks, arrived_ms, horizon_ms)
         repeated = accepted & _repeated(words[:, 0])
         fresh = accepted & ~repeated
-        self._add(words[fresh], times_ms[fresh])
+        if fresh.all():
+            self._add(words, masks, times_ms)
+            return accepted
+        self._add(words[fresh], masks[fresh], times_ms[fresh])
         for row in np.flatnonzero(repeated).tolist():
             high, low = words[row].tolist()
             time_ms, at_ms = int(times_ms[row]), int(arrived_ms[row])
             accepted[row] = self._admit_one(high, low, time_ms, at_ms, horizon_ms)
         return accepted
 
-    def _find(self, words: Words, times_ms: Times, horizon_ms: int) -> Mask:
-        found: Mask = np.zeros(len(words), np.bool_)
-        for segment in self._segments:
-            found |= segment.find_batch(words, times_ms, horizon_ms)
-        return found
-
-    def _add(self, words: Words, times_ms: Times) -> None:
+    def _add(self, words: Words, masks: Words, times_ms: Times) -> None:
         start = 0
         while start < len(words):
             segment = self._open_segment(int(times_ms[start]))
             end = start + segment.room()
-            segment.add_batch(words[start:end], times_ms[start:end])
+            segment.add_batch(words[start:end], masks[start:end], times_ms[start:end])
             start = end
 
     def _open_segment(self, time_ms: int) -> Segment:
