@@ -6,9 +6,9 @@ So no step takes longer than its batch, and a remembered id takes 29 to 38 bytes
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
@@ -43,50 +43,24 @@ _SMALL_BATCH: Final = 64
 _LOAD_CHUNK: Final = 65_536
 
 
-class Identified(Protocol):
-    """What has an identity."""
-
-    port_id: str
-    event_id: str
-
-
 def event_key(port_id: str, event_id: str) -> bytes:
     """The identity ``(port_id, event_id)`` as 16 bytes of keyed BLAKE2b.
 
     The length of the first part goes in too, so ("a", "bc") and ("ab", "c") differ.
     """
-    hasher = _hasher.copy()
-    hasher.update(f"{len(port_id)}:{port_id}{event_id}".encode())
+    hasher = begun_event_key(port_id)
+    hasher.update(event_id.encode())
     return hasher.digest()
 
 
-class EventKeys:
-    """``event_key`` for many events: what all ids of a port begin with is hashed once.
+def begun_event_key(port_id: str) -> blake2b:
+    """What the keys of a port's events have in common, more than half of the work.
 
-    That is the key of the hash and the port, more than half of the work. A full cache starts
-    afresh.
+    ``event_key`` is the digest of a copy that has taken the event's id.
     """
-
-    MAX_PORTS = 8_192
-
-    def __init__(self) -> None:
-        self._begun: dict[str, blake2b] = {}
-
-    def of(self, events: Iterable[Identified]) -> list[bytes]:
-        """The key of each event."""
-        begun, keys = self._begun, list[bytes]()
-        for event in events:
-            hasher = (begun.get(event.port_id) or self._begin(event.port_id)).copy()
-            hasher.update(event.event_id.encode())
-            keys.append(hasher.digest())
-        return keys
-
-    def _begin(self, port_id: str) -> blake2b:
-        if len(self._begun) >= self.MAX_PORTS:
-            self._begun.clear()
-        hasher = self._begun[port_id] = _hasher.copy()
-        hasher.update(f"{len(port_id)}:{port_id}".encode())
-        return hasher
+    hasher = _hasher.copy()
+    hasher.update(f"{len(port_id)}:{port_id}".encode())
+    return hasher
 
 
 def correction_key(port_id: str, correction_id: str) -> bytes:

@@ -29,8 +29,9 @@ def filter_mask(low: int) -> int:
 
 def filter_masks(words: Words) -> Words:
     """``filter_mask`` of many ids."""
-    low, one = words[:, 1], np.uint64(1)
-    return one << (low & 63) | one << (low >> 6 & 63) | one << (low >> 12 & 63)
+    low, one, bits = words[:, 1], np.uint64(1), np.uint64(63)
+    first, second = one << (low & bits), one << (low >> np.uint64(6) & bits)
+    return first | second | one << (low >> np.uint64(12) & bits)
 
 
 class Segment:
@@ -38,8 +39,8 @@ class Segment:
 
     An id is two 64-bit words, ``high`` and ``low``; ``high`` is never 0, which marks a free slot.
     The upper half of ``high`` chooses the slot at which to look first, the lower half the word of
-    the filter, in which ``low`` chooses three bits. The same id may be held several times, with different times. ``newest_ms`` is the
-    latest time held.
+    the filter, in which ``low`` chooses three bits. The same id may be held several times, with
+    different times. ``newest_ms`` is the latest time held.
     """
 
     def __init__(self, capacity: int, first_time_ms: int) -> None:
