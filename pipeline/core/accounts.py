@@ -15,9 +15,10 @@ from pipeline.core.budgets import (
     SOFT_CAP_EXCEEDED,
     State,
     is_heartbeat,
-    state_of,
+    status_of,
 )
 from pipeline.core.outbox import Change, Outbox
+from pipeline.core.partials import CellValue
 from pipeline.core.policies import Policy
 from pipeline.core.scopes import (
     PERIODS,
@@ -63,19 +64,23 @@ class _Account:
 
     ``own``: the policy is the scope's own, or this is the wildcard's record; otherwise the
     account is shown only while ``cells``, the number of cells in the window, is not 0.
-    While ``low`` ≤ used < ``high`` the status is the one that went out last.
+    While ``low`` ≤ used < ``high`` the ``status`` is the one that went out last, by the policy
+    ``judged``, which is ``policy`` unless that has changed since.
     """
 
     __slots__ = (
         "amount",
         "cells",
+        "hard_cap",
         "high",
+        "judged",
         "key",
         "low",
         "own",
         "period",
         "policy",
         "scope",
+        "status",
         "unpriced",
         "unpriced_column",
         "used",
@@ -95,6 +100,8 @@ class _Account:
             self.amount, self.unpriced_column = _ORG_COST, _ORG_UNPRICED
         self.used = self.unpriced = self.cells = 0
         self.low = self.high = 0
+        self.judged: Policy | None = None
+        self.status, self.hard_cap = "", None
 
     @property
     def shown(self) -> bool:
@@ -114,21 +121,40 @@ class _Account:
 
     def state(self, now_ms: int) -> State:
         """The state now; its status becomes the one that ``low`` and ``high`` enclose."""
-        state = state_of(
-            self.policy, self.scope, self.period.span, self.used, self.unpriced, now_ms
+        policy = self.policy
+        is_known = policy is self.judged and self.low <= self.used < self.high
+        if not is_known or policy.extra is not None:
+            self._judge(now_ms)
+        span = self.period.span
+        return State(
+            self.scope,
+            policy.unit,
+            policy.period,
+            span.start_ms,
+            span.resets_at_ms,
+            self.status,
+            self.used,
+            policy.soft_cap,
+            self.hard_cap,
+            self.unpriced,
+            policy.on_stale,
         )
-        hard = _NO_BOUND if state.hard_cap is None else state.hard_cap
-        line = self.policy.soft_line_at(now_ms)
+
+    def _judge(self, now_ms: int) -> None:
+        policy = self.judged = self.policy
+        self.status = status_of(policy, self.used, now_ms)
+        self.hard_cap = policy.hard_cap_at(now_ms)
+        hard = _NO_BOUND if self.hard_cap is None else self.hard_cap
+        line = policy.soft_line_at(now_ms)
         soft = hard if line is None else min(line + 1, hard)
-        if state.status == DISABLED:
+        if self.status == DISABLED:
             self.low, self.high = -_NO_BOUND, _NO_BOUND
-        elif state.status == HARD_CAP_EXCEEDED:
+        elif self.status == HARD_CAP_EXCEEDED:
             self.low, self.high = hard, _NO_BOUND
-        elif state.status == SOFT_CAP_EXCEEDED:
+        elif self.status == SOFT_CAP_EXCEEDED:
             self.low, self.high = soft, hard
         else:
             self.low, self.high = -_NO_BOUND, soft
-        return state
 
 
 class Accounts:
@@ -199,32 +225,42 @@ class Accounts:
         """The current state of every record."""
         return (a.state(self._now_ms) for a in list(self._accounts.values()) if a.shown)
 
-    def apply_cell(self, source: int, scope: str, day: int, totals: Totals) -> None:
-        """Takes the cumulative totals of ``scope`` on ``day`` as ``source`` knows them.
+    def apply_cells(self, source: int, values: Iterable[CellValue]) -> None:
+        """Takes the cumulative totals of scopes on days as ``source`` knows them.
 
-        They replace what that source said before. ``scope`` is ``all`` or ``kind:id`` and never
+        They replace what that source said before. A scope is ``all`` or ``kind:id`` and never
         a wildcard: ``port:*`` is the id ``*`` here. A day that no window needs is left out.
         """
-        if scope.endswith(":*"):
-            scope = cell_scope(scope)
+        entries, mark = self._entries, self._mark
+        cells, cells_day = dict[str, Totals](), -1
+        for scope, day, totals in values:
+            if day != cells_day or not cells:
+                found = self._day_cells(source, day)
+                if found is None:
+                    continue
+                cells, cells_day = found, day
+            if scope.endswith(":*"):
+                scope = cell_scope(scope)
+            old = cells.get(scope)
+            if old is None:
+                self._first_cell(cells, scope, day, totals)
+                continue
+            if old == totals:
+                continue
+            cells[scope] = totals
+            for account in entries.get(scope, ()):
+                if account.period.start_day <= day < account.period.end_day:
+                    amount, unpriced = account.amount, account.unpriced_column
+                    account.used += totals[amount] - old[amount]
+                    account.unpriced += totals[unpriced] - old[unpriced]
+                    mark(account)
+
+    def _day_cells(self, source: int, day: int) -> dict[str, Totals] | None:
+        """What ``source`` said of a day; None where that is too long ago."""
         cells = self._cells.get((day, source))
-        if cells is None:
-            if day < self._oldest_day:
-                return
+        if cells is None and day >= self._oldest_day:
             cells = self._cells[day, source] = {}
-        old = cells.get(scope)
-        if old is None:
-            self._first_cell(cells, scope, day, totals)
-            return
-        if old == totals:
-            return
-        cells[scope] = totals
-        for account in self._entries.get(scope, ()):
-            if account.period.start_day <= day < account.period.end_day:
-                amount, unpriced = account.amount, account.unpriced_column
-                account.used += totals[amount] - old[amount]
-                account.unpriced += totals[unpriced] - old[unpriced]
-                self._mark(account)
+        return cells
 
     def put_policy(self, policy: Policy) -> None:
         """Takes a new or changed policy."""

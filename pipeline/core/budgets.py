@@ -3,7 +3,7 @@
 Amounts are tokens, or nanos where ``unit`` is ``cost``; instants are milliseconds UTC.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -115,33 +115,61 @@ def state_of(
     )
 
 
+class _WireState(msgspec.Struct, gc=False):
+    """The state as on the wire, in the contract's order."""
+
+    scope: str
+    unit: str
+    period: str
+    period_start: str
+    resets_at: str
+    status: str
+    used: int | str
+    remaining: int | str | None
+    soft_cap: int | str | None
+    hard_cap: int | str | None
+    unpriced_events: int
+    version: int
+    as_of: str
+    on_stale: str
+
+
+def _on_wire(state: State, version: int, as_of_ms: int) -> _WireState:
+    used: int | str = state.used
+    remaining: int | str | None = state.remaining
+    soft_cap: int | str | None = state.soft_cap
+    hard_cap: int | str | None = state.hard_cap
+    if state.unit == "cost":
+        used = format_nano(used)
+        remaining = None if remaining is None else format_nano(remaining)
+        soft_cap = None if soft_cap is None else _format_cap(soft_cap)
+        hard_cap = None if hard_cap is None else _format_cap(hard_cap)
+    return _WireState(
+        format_scope(state.scope),
+        state.unit,
+        state.period,
+        format_boundary(state.period_start_ms),
+        format_boundary(state.resets_at_ms),
+        state.status,
+        used,
+        remaining,
+        soft_cap,
+        hard_cap,
+        state.unpriced_events,
+        version,
+        format_ms(as_of_ms),
+        state.on_stale,
+    )
+
+
 def state_fields(state: State, version: int, as_of_ms: int) -> dict[str, Any]:
     """The state as on the wire, in the contract's order."""
-    is_cost = state.unit == "cost"
-    amount: Callable[[int], int | str] = format_nano if is_cost else int
-    cap: Callable[[int], int | str] = _format_cap if is_cost else int
-    remaining = state.remaining
-    return {
-        "scope": format_scope(state.scope),
-        "unit": state.unit,
-        "period": state.period,
-        "period_start": format_boundary(state.period_start_ms),
-        "resets_at": format_boundary(state.resets_at_ms),
-        "status": state.status,
-        "used": amount(state.used),
-        "remaining": None if remaining is None else amount(remaining),
-        "soft_cap": None if state.soft_cap is None else cap(state.soft_cap),
-        "hard_cap": None if state.hard_cap is None else cap(state.hard_cap),
-        "unpriced_events": state.unpriced_events,
-        "version": version,
-        "as_of": format_ms(as_of_ms),
-        "on_stale": state.on_stale,
-    }
+    return msgspec.structs.asdict(_on_wire(state, version, as_of_ms))
 
 
 def state_json(state: State, version: int, as_of_ms: int) -> bytes:
     """The record value of ``state``."""
-    return _encode_json(state_fields(state, version, as_of_ms))
+    return _encode_json(_on_wire(state, version, as_of_ms))
 
 
 def parse_state(key: str | bytes, value: bytes) -> StateRecord:

@@ -6,13 +6,21 @@ So no step takes longer than its batch, and a remembered id takes 29 to 38 bytes
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
-from pipeline.core.dedupe_segment import LOW_HALF, Mask, Segment, Times, Words
+from pipeline.core.dedupe_segment import (
+    LOW_HALF,
+    Mask,
+    Segment,
+    Times,
+    Words,
+    filter_mask,
+    filter_masks,
+)
 
 KEY_BYTES: Final = 16
 ENTRY_BYTES: Final = 24
@@ -35,50 +43,24 @@ _SMALL_BATCH: Final = 64
 _LOAD_CHUNK: Final = 65_536
 
 
-class Identified(Protocol):
-    """What has an identity."""
-
-    port_id: str
-    event_id: str
-
-
 def event_key(port_id: str, event_id: str) -> bytes:
     """The identity ``(port_id, event_id)`` as 16 bytes of keyed BLAKE2b.
 
     The length of the first part goes in too, so ("a", "bc") and ("ab", "c") differ.
     """
-    hasher = _hasher.copy()
-    hasher.update(f"{len(port_id)}:{port_id}{event_id}".encode())
+    hasher = begun_event_key(port_id)
+    hasher.update(event_id.encode())
     return hasher.digest()
 
 
-class EventKeys:
-    """``event_key`` for many events: what all ids of a port begin with is hashed once.
+def begun_event_key(port_id: str) -> blake2b:
+    """What the keys of a port's events have in common, more than half of the work.
 
-    That is the key of the hash and the port, more than half of the work. A full cache starts
-    afresh.
+    ``event_key`` is the digest of a copy that has taken the event's id.
     """
-
-    MAX_PORTS = 8_192
-
-    def __init__(self) -> None:
-        self._begun: dict[str, blake2b] = {}
-
-    def of(self, events: Iterable[Identified]) -> list[bytes]:
-        """The key of each event."""
-        begun, keys = self._begun, list[bytes]()
-        for event in events:
-            hasher = (begun.get(event.port_id) or self._begin(event.port_id)).copy()
-            hasher.update(event.event_id.encode())
-            keys.append(hasher.digest())
-        return keys
-
-    def _begin(self, port_id: str) -> blake2b:
-        if len(self._begun) >= self.MAX_PORTS:
-            self._begun.clear()
-        hasher = self._begun[port_id] = _hasher.copy()
-        hasher.update(f"{len(port_id)}:{port_id}".encode())
-        return hasher
+    hasher = _hasher.copy()
+    hasher.update(f"{len(port_id)}:{port_id}".encode())
+    return hasher
 
 
 def correction_key(port_id: str, correction_id: str) -> bytes:
@@ -139,7 +121,8 @@ class DedupeWindow:
                 for key, time_ms, at_ms in zip(keys, times_ms, arrived_ms, strict=True)
             ]
         words = np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
-        times, arrived = np.array(times_ms, np.int64), np.array(arrived_ms, np.int64)
+        times = np.array(times_ms, np.int64)
+        arrived = times if arrived_ms is times_ms else np.array(arrived_ms, np.int64)
         return self._admit_batch(words, times, arrived, self.horizon_ms).tolist()
 
     def load(self, entries: bytes) -> None:
@@ -165,10 +148,9 @@ class DedupeWindow:
             self._opened_at_watermark_ms = committed_watermark_ms
 
     def _admit_one(self, high: int, low: int, time_ms: int, at_ms: int, horizon_ms: int) -> bool:
-        low_half = high & LOW_HALF
+        low_half, mask = high & LOW_HALF, filter_mask(low)
         for segment in self._segments:
-            bit = low_half * segment.filter_bits >> 32
-            if not segment.filter_at[bit >> 3] & 1 << (bit & 7):
+            if segment.filter_at[low_half * segment.filter_words >> 32] & mask != mask:
                 continue
             if segment.holds(high, low, at_ms, horizon_ms):
                 return False
@@ -181,28 +163,28 @@ class DedupeWindow:
         if not words[:, 0].all():
             words = words.copy()
             words[words[:, 0] == 0, 0] = 1
-        accepted = ~self._find(words, arrived_ms, horizon_ms)
+        masks = filter_masks(words)
+        accepted: Mask = np.ones(len(words), np.bool_)
+        for segment in self._segments:
+            accepted &= ~segment.find_batch(words, masks, arrived_ms, horizon_ms)
         repeated = accepted & _repeated(words[:, 0])
         fresh = accepted & ~repeated
-        self._add(words[fresh], times_ms[fresh])
+        if fresh.all():
+            self._add(words, masks, times_ms)
+            return accepted
+        self._add(words[fresh], masks[fresh], times_ms[fresh])
         for row in np.flatnonzero(repeated).tolist():
             high, low = words[row].tolist()
             time_ms, at_ms = int(times_ms[row]), int(arrived_ms[row])
             accepted[row] = self._admit_one(high, low, time_ms, at_ms, horizon_ms)
         return accepted
 
-    def _find(self, words: Words, times_ms: Times, horizon_ms: int) -> Mask:
-        found: Mask = np.zeros(len(words), np.bool_)
-        for segment in self._segments:
-            found |= segment.find_batch(words, times_ms, horizon_ms)
-        return found
-
-    def _add(self, words: Words, times_ms: Times) -> None:
+    def _add(self, words: Words, masks: Words, times_ms: Times) -> None:
         start = 0
         while start < len(words):
             segment = self._open_segment(int(times_ms[start]))
             end = start + segment.room()
-            segment.add_batch(words[start:end], times_ms[start:end])
+            segment.add_batch(words[start:end], masks[start:end], times_ms[start:end])
             start = end
 
     def _open_segment(self, time_ms: int) -> Segment:

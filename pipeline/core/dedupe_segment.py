@@ -12,8 +12,9 @@ Indices = npt.NDArray[np.int64]
 
 # Ids per slot: beyond it probing takes long, below it memory is wasted.
 _LOAD: Final = 0.7
-# A new id meets a set bit in one of this many cases; only then are the slots looked at.
+# Of a full segment one new id in a hundred passes the filter; only then are the slots looked at.
 _FILTER_BITS_PER_ID: Final = 16
+_WORD_BITS: Final = 64
 # Times are kept in 32 bits as a distance from this long before the segment's first time.
 _TIME_REACH_MS: Final = 1 << 31
 # Fewer pending ids than this are finished one by one: numpy's calls have a fixed cost.
@@ -21,13 +22,25 @@ _FEW: Final = 64
 LOW_HALF: Final = 0xFFFF_FFFF
 
 
+def filter_mask(low: int) -> int:
+    """The three bits of an id in its word of a filter."""
+    return 1 << (low & 63) | 1 << (low >> 6 & 63) | 1 << (low >> 12 & 63)
+
+
+def filter_masks(words: Words) -> Words:
+    """``filter_mask`` of many ids."""
+    low, one, bits = words[:, 1], np.uint64(1), np.uint64(63)
+    first, second = one << (low & bits), one << (low >> np.uint64(6) & bits)
+    return first | second | one << (low >> np.uint64(12) & bits)
+
+
 class Segment:
     """Holds up to ``capacity`` ids and is then closed; entries are never moved or removed.
 
     An id is two 64-bit words, ``high`` and ``low``; ``high`` is never 0, which marks a free slot.
-    The upper half of ``high`` chooses the slot at which to look first, the lower half the bit in
-    the filter. The same id may be held several times, with different times. ``newest_ms`` is the
-    latest time held.
+    The upper half of ``high`` chooses the slot at which to look first, the lower half the word of
+    the filter, in which ``low`` chooses three bits. The same id may be held several times, with
+    different times. ``newest_ms`` is the latest time held.
     """
 
     def __init__(self, capacity: int, first_time_ms: int) -> None:
@@ -35,10 +48,10 @@ class Segment:
         self.count = 0
         self.newest_ms = first_time_ms
         self._slots = int(capacity / _LOAD) + 1
-        self.filter_bits = capacity * _FILTER_BITS_PER_ID
+        self.filter_words = capacity * _FILTER_BITS_PER_ID // _WORD_BITS + 1
         self._time_base_ms = self._earliest_ms = first_time_ms - _TIME_REACH_MS
         self._latest_ms = first_time_ms + _TIME_REACH_MS - 1
-        self._filter: npt.NDArray[np.uint8] = np.zeros(self.filter_bits // 8 + 1, np.uint8)
+        self._filter: Words = np.zeros(self.filter_words, np.uint64)
         self._high: Words = np.zeros(self._slots, np.uint64)
         self._low: Words = np.zeros(self._slots, np.uint64)
         self._times: npt.NDArray[Any] = np.zeros(self._slots, np.uint32)
@@ -59,8 +72,8 @@ class Segment:
     def holds(self, high: int, low: int, time_ms: int, horizon_ms: int) -> bool:
         """Whether the id is held with a time at most ``horizon_ms`` away.
 
-        Needed only where the filter has the id's bit: bit ``b`` of ``filter_at``, counted from
-        the lowest of byte 0, with ``b = (high & LOW_HALF) * filter_bits >> 32``.
+        Needed only where the filter has all bits of ``filter_mask(low)``, in the word
+        ``filter_at[(high & LOW_HALF) * filter_words >> 32]``.
         """
         slots, high_at = self._slots, self._high_at
         slot = (high >> 32) * slots >> 32
@@ -78,18 +91,17 @@ class Segment:
         """Hold the id with its time; there must be room."""
         if not self._earliest_ms <= time_ms <= self._latest_ms:
             self._fit_times(time_ms, time_ms)
-        bit = (high & LOW_HALF) * self.filter_bits >> 32
-        self.filter_at[bit >> 3] |= 1 << (bit & 7)
+        self.filter_at[(high & LOW_HALF) * self.filter_words >> 32] |= filter_mask(low)
         self._place(high, low, time_ms)
         if time_ms > self.newest_ms:
             self.newest_ms = time_ms
         self.count += 1
 
-    def find_batch(self, words: Words, times_ms: Times, horizon_ms: int) -> Mask:
-        """``holds`` for many ids: one row of ``words`` each, high and low."""
+    def find_batch(self, words: Words, masks: Words, times_ms: Times, horizon_ms: int) -> Mask:
+        """``holds`` for many ids: one row of ``words`` each, high and low, and its filter mask."""
         found: Mask = np.zeros(len(words), np.bool_)
-        cells, masks = self._filter_cells(words[:, 0])
-        pending: Indices = np.flatnonzero(self._filter[cells] & masks)
+        seen_bits = self._filter[self._filter_places(words[:, 0])] & masks
+        pending: Indices = np.flatnonzero(seen_bits == masks)
         high = words[pending, 0]
         slots = self._first_slots(high)
         while len(pending) > _FEW:
@@ -112,25 +124,30 @@ class Segment:
             found[row] = self.holds(high_word, low_word, time_ms, horizon_ms)
         return found
 
-    def add_batch(self, words: Words, times_ms: Times) -> None:
-        """``add`` for many ids, all of them different; there must be room for all."""
+    def add_batch(self, words: Words, masks: Words, times_ms: Times) -> None:
+        """``add`` for many ids that differ in their high words; there must be room for all."""
         if not len(words):
             return
-        self._fit_times(int(times_ms.min()), int(times_ms.max()))
-        cells, masks = self._filter_cells(words[:, 0])
-        np.bitwise_or.at(self._filter, cells, masks)
+        latest_ms = int(times_ms.max())
+        self._fit_times(int(times_ms.min()), latest_ms)
+        np.bitwise_or.at(self._filter, self._filter_places(words[:, 0]), masks)
         pending: Indices = np.arange(len(words))
-        slots = self._first_slots(words[:, 0])
+        slots, high = self._first_slots(words[:, 0]), words[:, 0]
         while len(pending) > _FEW:
-            placed: Mask = np.zeros(len(pending), np.bool_)
             free = np.flatnonzero(self._high[slots] == 0)
-            placed[free] = self._claim(slots[free], words[pending[free]])
-            self._times[slots[placed]] = times_ms[pending[placed]] - self._time_base_ms
-            pending, slots = pending[~placed], self._next_slots(slots[~placed])
+            self._high[slots[free]] = high[free]
+            # Of several at one slot the last stays.
+            placed = free[self._high[slots[free]] == high[free]]
+            rows, taken = pending[placed], slots[placed]
+            self._low[taken] = words[rows, 1]
+            self._times[taken] = times_ms[rows] - self._time_base_ms
+            left: Mask = np.ones(len(pending), np.bool_)
+            left[placed] = False
+            pending, high, slots = pending[left], high[left], self._next_slots(slots[left])
         rest = zip(words[pending].tolist(), times_ms[pending].tolist(), strict=True)
         for (high_word, low_word), time_ms in rest:
             self._place(high_word, low_word, time_ms)
-        self.newest_ms = max(self.newest_ms, int(times_ms.max()))
+        self.newest_ms = max(self.newest_ms, latest_ms)
         self.count += len(words)
 
     def _place(self, high: int, low: int, time_ms: int) -> None:
@@ -144,21 +161,13 @@ class Segment:
         self._low_at[slot] = low
         self._times[slot] = time_ms - self._time_base_ms
 
-    def _claim(self, slots: Indices, words: Words) -> Mask:
-        """Write ids to free slots. Of several at one slot the last stays; says which stayed."""
-        self._high[slots] = words[:, 0]
-        self._low[slots] = words[:, 1]
-        return (self._high[slots] == words[:, 0]) & (self._low[slots] == words[:, 1])
-
-    def _filter_cells(self, high: Words) -> tuple[Indices, npt.NDArray[np.uint8]]:
-        """For each id the byte of its filter bit and the mask in that byte."""
-        bits = (high & np.uint64(LOW_HALF)) * np.uint64(self.filter_bits) >> np.uint64(32)
-        masks = np.left_shift(1, (bits & np.uint64(7)).astype(np.uint8), dtype=np.uint8)
-        return (bits >> np.uint64(3)).astype(np.int64), masks
+    def _filter_places(self, high: Words) -> Indices:
+        scaled = (high & np.uint64(LOW_HALF)) * np.uint64(self.filter_words) >> np.uint64(32)
+        return scaled.view(np.int64)
 
     def _first_slots(self, high: Words) -> Indices:
         scaled = (high >> np.uint64(32)) * np.uint64(self._slots) >> np.uint64(32)
-        return scaled.astype(np.int64)
+        return scaled.view(np.int64)
 
     def _next_slots(self, slots: Indices) -> Indices:
         following = slots + 1

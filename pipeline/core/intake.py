@@ -13,10 +13,11 @@ Each record ends as exactly one of: row (accepted), rejected, duplicate, forward
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from itertools import compress
 from typing import Protocol
 
-from pipeline.core.dedupe import DedupeWindow, EventKeys
+from pipeline.core.dedupe import DedupeWindow, begun_event_key
 from pipeline.core.event_codec import TimeLimits, UnknownFields, decode_events, judge_time
 from pipeline.core.events import PricedEvent
 from pipeline.core.home import (
@@ -29,6 +30,9 @@ from pipeline.core.prices import PriceVersion
 from pipeline.core.rejections import TOO_OLD, Rejection
 from pipeline.core.timestamps import US_PER_DAY, US_PER_HOUR
 from pipeline.core.totals import SourceTotals
+
+MAX_PORTS = 8_192
+"""So many ports of a partition are known; with more the memory of them starts afresh."""
 
 
 class InputRecord(Protocol):
@@ -86,7 +90,7 @@ class Intake:
         self._partitions = partitions
         self._totals = totals
         self._dedupe = dedupe
-        self._keys = EventKeys()
+        self._ports: dict[str, tuple[int, blake2b]] = {}
         self.unknown_fields = UnknownFields()
 
     def take(
@@ -97,10 +101,9 @@ class Intake:
         taken: Taken,
     ) -> None:
         """Decides every record's fate, in order, and adds it to ``taken``."""
-        candidates: list[PricedEvent] = []
-        times_ms: list[int] = []
-        arrived_ms: list[int] = []
-        partition, partitions = self._partition, self._partitions
+        candidates, keys = list[PricedEvent](), list[bytes]()
+        times_ms, arrived_ms = list[int](), list[int]()
+        partition, ports = self._partition, self._ports
         max_age_us, max_skew_us = limits.max_age_us, limits.max_skew_us
         stamps_ms = [record.timestamp for record in records]
         events = decode_events(records, self.unknown_fields)
@@ -108,7 +111,7 @@ class Intake:
             if isinstance(event, Rejection):
                 taken.rejected.append(Rejected(record, event))
                 continue
-            home = home_partition(event.port_id, partitions)
+            home, begun_key = ports.get(event.port_id) or self._new_port(event.port_id)
             if home != partition:
                 taken.forwarded.append(self._forward(record, home))
                 continue
@@ -127,20 +130,25 @@ class Intake:
             candidates.append(event)
             times_ms.append(recorded_at_ms)
             arrived_ms.append(stamp_ms)
+            key = begun_key.copy()
+            key.update(event.event_id.encode())
+            keys.append(key.digest())
         if records:
             taken.watermark_ms = max(taken.watermark_ms, *stamps_ms)
-        self._accept(candidates, times_ms, arrived_ms, prices, taken)
+        self._accept(candidates, keys, times_ms, arrived_ms, prices, taken)
 
     def _accept(
         self,
         candidates: list[PricedEvent],
+        keys: list[bytes],
         times_ms: list[int],
         arrived_ms: list[int],
         prices: PriceVersion,
         taken: Taken,
     ) -> None:
-        keys = self._keys.of(candidates)
-        admitted = self._dedupe.admit(keys, times_ms, arrived_ms) if keys else []
+        # Most came here first, and then there is one list less to turn into an array.
+        came_ms = None if arrived_ms == times_ms else arrived_ms
+        admitted = self._dedupe.admit(keys, times_ms, came_ms) if keys else []
         if not all(admitted):
             taken.duplicates += [
                 event.source_offset
@@ -154,6 +162,14 @@ class Intake:
         taken.unpriced += prices.price_all(candidates)
         self._totals.add(candidates)
         taken.rows += candidates
+
+    def _new_port(self, port_id: str) -> tuple[int, blake2b]:
+        """Where the events of a port belong, and what their keys begin with; kept for the next."""
+        if len(self._ports) >= MAX_PORTS:
+            self._ports.clear()
+        port = home_partition(port_id, self._partitions), begun_event_key(port_id)
+        self._ports[port_id] = port
+        return port
 
     def _judge_late(
         self, occurred_at_us: int, record: InputRecord, limits: TimeLimits

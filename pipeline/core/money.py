@@ -45,9 +45,8 @@ def parse_nano(text: object, field: str = "amount") -> int:
 
 def format_nano(nano: int) -> str:
     """``nano`` as a canonical decimal string of whole units."""
-    # As ``format_scaled``, which has to make the power of ten first: states are full of amounts.
-    whole, rest = divmod(abs(nano), NANO_PER_UNIT)
-    text = f"{whole}.{rest:09d}".rstrip("0") if rest else str(whole)
+    # As ``format_scaled``, for two thirds of its time: states are full of amounts.
+    text = ("%d.%09d" % divmod(abs(nano), NANO_PER_UNIT)).rstrip("0").rstrip(".")  # noqa: UP031
     return f"-{text}" if nano < 0 else text
 
 

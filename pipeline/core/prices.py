@@ -27,7 +27,7 @@ from pipeline.core.selection import (
     rank,
     spans_of,
 )
-from pipeline.core.tariffs import Table, Tariff, has_rare_counts, nano_per_unit
+from pipeline.core.tariffs import Table, Tariff, nano_per_unit
 
 Status = Literal["priced", "free", "unpriced"]
 
@@ -240,15 +240,30 @@ class PriceVersion:
                 row = self._usual_at(event)
             _, _, most, request, per_input, per_cached, per_output, den, half, rate_id, guess = row
             inputs = event.input_tokens
-            if inputs > most or event.self_hosted or event.cache_hit or has_rare_counts(event):
+            if (
+                inputs > most
+                or event.self_hosted
+                or event.cache_hit
+                # ``has_rare_counts``, whose call would take as long as all else here.
+                or event.reasoning_tokens
+                or event.cache_write_tokens
+                or event.cache_write_1h_tokens
+                or event.input_audio_tokens
+                or event.input_image_tokens
+                or event.output_audio_tokens
+                or event.characters
+                or event.images
+                or event.web_searches
+                or event.audio_nano
+            ):
                 unpriced += self._put_price(event)
                 continue
-            total = request + inputs * per_input + event.output_tokens * per_output
-            total += event.cached_input_tokens * per_cached
-            cost_nano = total // den
-            rest = total - cost_nano * den
-            if rest > half or (rest + rest == den and cost_nano & 1):
-                cost_nano += 1
+            cost_nano = request + inputs * per_input + event.output_tokens * per_output
+            cost_nano += event.cached_input_tokens * per_cached
+            if den != 1:
+                cost_nano, rest = divmod(cost_nano, den)
+                if rest > half or (rest + rest == den and cost_nano & 1):
+                    cost_nano += 1
             if cost_nano > MAX_NANO:
                 unpriced += self._put_price(event)
                 continue

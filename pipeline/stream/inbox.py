@@ -6,7 +6,7 @@ starts with where the table stands: an older slice is left out, a jump makes the
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from aiokafka.structs import ConsumerRecord
@@ -49,11 +49,16 @@ def _parts(piece: Slice) -> list[_Part]:
 
 def _sizes_bytes(records: list[ConsumerRecord]) -> list[int]:
     """The size of each record's value, key and headers."""
-    sizes_bytes = [len(record.value or b"") + len(record.key or b"") for record in records]
-    for index, record in enumerate(records):
-        if record.headers:
-            sizes_bytes[index] += sum(len(n) + len(v or b"") for n, v in record.headers)
-    return sizes_bytes
+    return [
+        len(record.value or b"")
+        + len(record.key or b"")
+        + (_headers_bytes(headers) if (headers := record.headers) else 0)
+        for record in records
+    ]
+
+
+def _headers_bytes(headers: Sequence[tuple[str, bytes | None]]) -> int:
+    return sum(len(name) + len(value or b"") for name, value in headers)
 
 
 class Inbox:

@@ -133,9 +133,7 @@ class MergeStage:
         if source < 0 or partial.epoch != self._context.epoch:
             return
         if partial.cells and self._is_new(partial):
-            apply_cell = self.accounts.apply_cell
-            for scope, day, totals in partial.cells:
-                apply_cell(source, scope, day, totals)
+            self.accounts.apply_cells(source, partial.cells)
             self._parts[source] = (partial.flush, partial.part)
             if partial.complete:
                 self._applied[source] = partial.flush

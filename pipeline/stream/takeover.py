@@ -172,7 +172,7 @@ def _apply_cells(
     for cell in cells.cells():
         home = accounts.get(scope_home(cell.scope, context.partitions))
         if home is not None:
-            home.apply_cell(source, cell.scope, cell.day, cell.totals())
+            home.apply_cells(source, [(cell.scope, cell.day, cell.totals())])
 
 
 def _verify_epoch(context: StreamContext, source: int, position: Position) -> None:

@@ -9,9 +9,10 @@ aborted batch (no record, but the position went on) from a slice that was droppe
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from itertools import chain, islice
+from typing import Any, NamedTuple, cast
 
 import aiokafka
 from aiokafka.consumer.fetcher import FetchResult
@@ -33,7 +34,8 @@ record_headers.install()
 
 FETCH_MAX_WAIT_MS = 100
 POLL_S = 0.2
-MAX_SLICE_RECORDS = 20_000
+RUN_RECORDS = 100
+MAX_FETCH_RUNS = 200
 MAX_PARTITION_FETCH_BYTES = 1024 * 1024
 
 
@@ -123,7 +125,7 @@ class SliceConsumerThread(AIOKafkaConsumerThread):
                 consumer,
                 active_partitions,  # pyright: ignore[reportArgumentType]
                 timeout=timeout,
-                max_records=MAX_SLICE_RECORDS,
+                max_records=MAX_FETCH_RUNS,
             )
         except NoOffsetForPartitionError:
             return []  # assigned, but its table has not said yet where to start
@@ -139,7 +141,7 @@ class SliceConsumerThread(AIOKafkaConsumerThread):
             reached = self._reached.get(tp)
             if reached is None or state is None or not state.has_valid_position:
                 continue
-            records = fetched.get(tp, [])
+            records = list(chain.from_iterable(fetched.get(tp, ())))
             if records or state.position != reached:
                 slices.append(Slice(tp, reached, state.position, records))
                 self._reached[tp] = state.position
@@ -160,15 +162,67 @@ class SliceConsumerThread(AIOKafkaConsumerThread):
         return self._fetch_states.get(tp)
 
 
-class _PlainRecords(record_headers.TolerantRecords):
-    """Hands over the records as the decoder made them.
+class _Run(NamedTuple):
+    """Records that follow each other in a batch; ``offset`` is the last one's."""
 
-    They have offset, timestamp, key, value and headers; wrapping each in a ``ConsumerRecord``
-    costs more than pricing it.
+    offset: int
+    records: list[ConsumerRecord]
+
+
+class _Runs:
+    """A partition's part of a fetch whose batches hand over runs instead of records."""
+
+    def __init__(self, fetched: Any) -> None:
+        self._fetched = fetched
+        self.has_next = fetched.has_next
+
+    def next_batch(self) -> "_BatchOfRuns":
+        return _BatchOfRuns(self._fetched.next_batch())
+
+
+class _BatchOfRuns:
+    """All else is the batch's own."""
+
+    def __init__(self, batch: Any) -> None:
+        self._batch = batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batch, name)
+
+    def __next__(self) -> Any:
+        return next(self._batch)
+
+    def __iter__(self) -> Iterator[_Run]:
+        records, broken = chain(self._batch), None  # a batch itself can be begun only once
+        while True:
+            run: list[ConsumerRecord] = []
+            try:
+                run.extend(islice(records, RUN_RECORDS))
+            except Exception as error:  # what stands before the record it is about is good
+                broken = error
+            if run:
+                yield _Run(run[-1].offset, run)
+            if broken is not None:
+                raise broken
+            if len(run) < RUN_RECORDS:
+                return
+
+
+class _PlainRecords(record_headers.TolerantRecords):
+    """Hands over lists of records as the decoder made them.
+
+    A record has offset, timestamp, key, value and headers; wrapping each in a ``ConsumerRecord``
+    costs more than pricing it, and handing over each by itself as much as decoding it.
     """
 
     def _consumer_record(self, tp: Any, record: Any) -> Any:
-        return record
+        if not isinstance(record, _Run):  # of a batch that was decoded once more
+            return [record]
+        # A fetch brings whole batches, whose first records may have been read before.
+        after = self.next_fetch_offset
+        if record.records[0].offset >= after:
+            return record.records
+        return [one for one in record.records if one.offset >= after]
 
 
 class _PlainResults(OrderedDict[Any, Any]):
@@ -176,7 +230,9 @@ class _PlainResults(OrderedDict[Any, Any]):
 
     def __setitem__(self, tp: Any, result: Any) -> None:
         if isinstance(result, FetchResult):
-            result._partition_records.__class__ = _PlainRecords  # pyright: ignore
+            records: Any = result._partition_records  # pyright: ignore
+            records.__class__ = _PlainRecords
+            records._records = _Runs(records._records)
         super().__setitem__(tp, result)
 
 

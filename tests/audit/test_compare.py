@@ -140,7 +140,7 @@ def state_records(recount: Recount, now_ms: int = NOW_MS) -> dict[int, list[Stat
         for source, count in recount.counts.items():
             for (scope, day), totals in count.cells.below(count.next_offset).items():
                 if homes(scope):
-                    accounts.apply_cell(source, scope, day, totals)
+                    accounts.apply_cells(source, [(scope, day, totals)])
         log: list[StateRecord] = []
         for change in accounts.changes(100_000):
             assert change.state is not None

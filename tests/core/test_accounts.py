@@ -161,13 +161,13 @@ def drawn_policies(draw: st.DrawFn) -> Policy:
 
 
 time_steps = st.sampled_from([1, MINUTE_MS, 14 * 3_600_000, DAY_MS, DAY_MS, 9 * DAY_MS])
+days_from_now = st.sampled_from([-40, -29, -22, -6, -1, 0, 0, 0, 1])
 operation_kinds = {
-    "cell": st.tuples(
-        st.just("cell"),
+    "cell": st.tuples(st.just("cell"), st.integers(0, 1), cell_scopes, days_from_now, all_totals),
+    "flush": st.tuples(
+        st.just("flush"),
         st.integers(0, 1),
-        cell_scopes,
-        st.sampled_from([-40, -29, -22, -6, -1, 0, 0, 0, 1]),
-        all_totals,
+        st.lists(st.tuples(cell_scopes, days_from_now, all_totals), max_size=6),
     ),
     "put": st.tuples(st.just("put"), drawn_policies()),
     "delete": st.tuples(st.just("delete"), budgets),
@@ -177,7 +177,7 @@ operation_kinds = {
     "drain": st.tuples(st.just("drain")),
     "restart": st.tuples(st.just("restart"), st.randoms(use_true_random=False)),
 }
-weights = "cell cell cell cell put put put delete advance expire take drain drain restart"
+weights = "cell cell cell flush flush put put put delete advance expire take drain drain restart"
 operations = st.sampled_from(weights.split()).flatmap(operation_kinds.__getitem__)
 histories = st.lists(operations, min_size=5, max_size=40)
 
@@ -199,7 +199,13 @@ class World:
     def cell(self, source: int, scope: str, days_from_now: int, totals: Totals) -> None:
         day = self.now_ms // DAY_MS + days_from_now
         self.cells[source, scope, day] = totals
-        self.accounts.apply_cell(source, scope, day, totals)
+        self.accounts.apply_cells(source, [(scope, day, totals)])
+
+    def flush(self, source: int, values: list[tuple[str, int, Totals]]) -> None:
+        today = self.now_ms // DAY_MS
+        cells = [(scope, today + days_from_now, totals) for scope, days_from_now, totals in values]
+        self.cells |= {(source, scope, day): totals for scope, day, totals in cells}
+        self.accounts.apply_cells(source, cells)
 
     def put(self, policy: Policy) -> None:
         self.policies[policy.key] = policy
@@ -232,7 +238,7 @@ class World:
         steps: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         for (source, scope, day), totals in self.cells.items():
             older = (0, *totals[1:])
-            steps += [(self.accounts.apply_cell, (source, scope, day, older))]
+            steps += [(self.accounts.apply_cells, (source, [(scope, day, older)]))]
         steps += [(self.accounts.put_policy, (policy,)) for policy in self.policies.values()]
         steps += [
             (self.accounts.restore_published, (key, state_json(state, 7, NOW)))
@@ -243,7 +249,7 @@ class World:
         for step, values in steps:
             step(*values)
         for (source, scope, day), totals in self.cells.items():
-            self.accounts.apply_cell(source, scope, day, totals)
+            self.accounts.apply_cells(source, [(scope, day, totals)])
 
     def expected(self) -> dict[str, State]:
         return recompute(self.cells, self.policies, self.now_ms, self.homes)
@@ -337,7 +343,7 @@ def test_a_wildcard_has_a_record_and_one_per_id_from_its_first_event(world: Worl
 
 def test_the_id_star_is_apart_from_the_wildcard(world: World) -> None:
     world.put(monthly("port:*", 10))
-    world.accounts.apply_cell(0, "port:*", TODAY, tokens(4))
+    world.accounts.apply_cells(0, [("port:*", TODAY, tokens(4))])
     states = world.published.drain(world.accounts)
     assert states["port:*|tokens|month"].used == 0
     assert states["port:%2A|tokens|month"].used == 4
@@ -506,7 +512,7 @@ def test_expired_days_are_dropped_and_stay_out(world: World) -> None:
     world.drain()
     assert world.accounts.expire(NOW + 2 * DAY_MS) == [TODAY - 29]
     assert world.accounts.cell_count == 1
-    world.accounts.apply_cell(1, "user:u", TODAY - 29, tokens(4))
+    world.accounts.apply_cells(1, [("user:u", TODAY - 29, tokens(4))])
     assert world.accounts.cell_count == 1
     assert world.accounts.expire(NOW + 40 * DAY_MS) == [TODAY]
     assert [s.key for s in world.accounts.states()] == ["user:*|tokens|rolling-30d"]

@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core import dedupe
-from pipeline.core.dedupe import ENTRY_BYTES, DedupeWindow, EventKeys, encode_ids, event_key
+from pipeline.core.dedupe import ENTRY_BYTES, DedupeWindow, encode_ids, event_key
 from pipeline.core.dedupe_segment import Segment
-from pipeline.core.events import Event
 
 HORIZON_MS = 1_000
 START_MS = 1_700_000_000_000
@@ -236,12 +235,3 @@ def test_the_identity_keeps_its_parts_apart():
     assert event_key("", "1:a") != event_key("1", ":a")
     assert event_key("é", "") != event_key("", "é")
     assert event_key("harbor-7", "e1") == bytes.fromhex("4b6efd3aa1b41e48315dd0cf77cc2d7e")
-
-
-@given(st.lists(st.tuples(st.sampled_from(["", "a", "1:a", "é", "port-3"]), st.text(max_size=200))))
-def test_keys_of_many_events_are_those_of_each(identities: list[tuple[str, str]]):
-    keys = EventKeys()
-    keys.MAX_PORTS = 2
-    events = [Event(event_id, 0, port_id, "p", "m") for port_id, event_id in identities]
-    assert keys.of(events) == [event_key(*identity) for identity in identities]
-    assert len(keys._begun) <= 2

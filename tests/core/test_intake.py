@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core import intake
 from pipeline.core.book import builtin_book
-from pipeline.core.dedupe import DedupeWindow
+from pipeline.core.dedupe import DedupeWindow, event_key
 from pipeline.core.event_codec import TimeLimits
 from pipeline.core.home import home_partition
 from pipeline.core.intake import Intake, Taken
@@ -106,10 +107,21 @@ def test_one_fate_each_in_any_cut(stream: list[bytes | None], cuts: list[int]) -
     assert whole.taken.rows == parts.taken.rows
     assert whole.taken.unpriced == sum(row.cost_nano is None for row in whole.taken.rows)
     accepted = [(row.event_id, row.port_id) for row in whole.taken.rows]
+    assert whole.taken.keys == [event_key(port_id, event_id) for event_id, port_id in accepted]
+    assert whole.taken.times_ms == [row.recorded_at_ms for row in whole.taken.rows]
     assert len(set(accepted)) == len(accepted)
     assert {(c.scope, c.day): c.totals() for c in whole.totals.cells()} == {
         (c.scope, c.day): c.totals() for c in parts.totals.cells()
     }
+
+
+def test_more_ports_than_are_known_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "MAX_PORTS", 2)
+    partition, ports = Partition(), [*HOME_PORTS[:4], OTHER_PORTS[0], *HOME_PORTS[2:5]]
+    taken = partition.take(*(Record(n, body(f"é{n}", port)) for n, port in enumerate(ports)))
+    assert taken.keys == [event_key(row.port_id, row.event_id) for row in taken.rows]
+    assert partition.fates() == {n: "forwarded" if n == 4 else "row" for n in range(8)}
+    assert len(partition.intake._ports) <= 2
 
 
 def test_the_first_wins_whatever_the_others_say() -> None:
