@@ -77,7 +77,7 @@ def test_every_command_is_documented() -> None:
         if words[0] == "tallyport" and words[1] != "COMMAND"
     }
     groups = {name for name, command in COMMANDS.items() if isinstance(command, click.Group)}
-    benches = ("stream", "latency", "http", "sdk", "recovery", "rebuild", "ledger")
+    benches = ("stream", "scale", "latency", "http", "sdk", "recovery", "rebuild", "ledger")
     children = {f"bench {name}" for name in benches}
     assert documented >= COMMANDS.keys() - (groups - {"bench"}) - children
     for name in children:

@@ -6,8 +6,6 @@ this event had arrived. What is sent while everything is still warming up is not
 """
 
 import asyncio
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,12 +13,12 @@ from datetime import UTC, datetime
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
+from pipeline.bench.load import LoadProcess, Sending
 from pipeline.bench.times import Times
 from pipeline.core.errors import TallyportError
 from pipeline.core.policies import policy_from_object
 from pipeline.core.scopes import record_key
 from pipeline.kafka import client_kwargs
-from pipeline.ops.deployment import child_environ
 from pipeline.settings import Settings
 from pipeline.stream.policy_log import write_policies
 from pipeline.stream.topics import Topics
@@ -28,8 +26,6 @@ from producers.steady import steady
 
 PROBE_EVERY = 20
 MAX_PROBES_PER_S = 100
-LOAD_INTERVAL_MS = 2
-LOAD_TIMEOUT_S = 30.0
 SETTLE_S = 3.0
 POLICIES = (
     {"scope": "port:*", "unit": "tokens", "period": "month", "hard_cap": 10**15},
@@ -78,24 +74,21 @@ async def measure(
         await consumer.seek_to_end(*tps)
         for tp in tps:
             await consumer.position(tp)
-        load = await _load(settings, rate, warm_up_s + seconds)
+        sending = Sending(rate - _probe_rate(rate), warm_up_s + seconds)
+        load = await LoadProcess.start(settings, sending)
         probes = Probes(time.perf_counter() + warm_up_s)
         reader = asyncio.ensure_future(_read(consumer, probes))
         try:
             await _send(producer, topics.events, rate, warm_up_s + seconds, probes)
-            took, _ = await asyncio.wait_for(load.communicate(), LOAD_TIMEOUT_S)
+            took_s = await load.took_s()
             await asyncio.sleep(SETTLE_S)
         finally:
-            if load.returncode is None:
-                load.kill()
-                await load.wait()
+            await load.stop()
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
-    if load.returncode:
-        raise TallyportError("the process that sends the load has failed")
     if not probes.seconds:
         raise TallyportError("no probe showed in budget.state: is a worker running?")
-    sent = _probe_rate(rate) + (rate - _probe_rate(rate)) * (warm_up_s + seconds) / float(took)
+    sent = _probe_rate(rate) + sending.events / took_s
     return _row(rate, sent, Times(sorted(probes.seconds)), len(probes.sent_s))
 
 
@@ -110,16 +103,6 @@ def _row(rate: int, sent: float, times: Times, lost: int) -> dict[str, object]:
         "lost": lost,
         "histogram_ms": times.histogram(),
     }
-
-
-async def _load(settings: Settings, rate: int, seconds: int) -> asyncio.subprocess.Process:
-    arguments = (rate - _probe_rate(rate), seconds, LOAD_INTERVAL_MS)
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pipeline.bench.load"),
-        *(str(argument) for argument in arguments),
-        env=child_environ(settings, os.environ),
-        stdout=asyncio.subprocess.PIPE,
-    )
 
 
 def _probe_rate(rate: int) -> int:

@@ -33,6 +33,12 @@ def peak_mb(pid: int) -> float:
     return 0.0
 
 
+def resident_mb(pid: int) -> float:
+    """The process's resident memory now. Raises ``OSError`` when it has ended."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1024**2
+
+
 class Stopwatch:
     """Runs from its making on, for process ``pid`` and the broker's process."""
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from pipeline.bench.gate import PROBE_CAP
+from pipeline.bench.load import LoadProcess, Sending
 from pipeline.bench.times import Times
 from pipeline.core.budgets import (
     Heartbeat,
@@ -139,16 +140,17 @@ async def refusals(deployment: Deployment, rate: int, seconds: int) -> Times:
     environ = child_environ(settings, os.environ)
     first = time.time_ns() % 10**9
     probes = int((seconds - WARM_UP_S) / PROBE_EVERY_S)
-    gate = await _child(environ, "gate", first, probes, seconds + SETTLE_S)
-    load = await _child(environ, "load", rate, seconds, LOAD_INTERVAL_MS)
+    gate = await _gate(environ, first, probes, seconds + SETTLE_S)
+    sending = Sending(rate, seconds, interval_ms=LOAD_INTERVAL_MS)
+    load = await LoadProcess.start(settings, sending)
     try:
         sent_s = await _probe(settings, gate, first, probes)
         out, _ = await asyncio.wait_for(gate.communicate(), seconds + SETTLE_S + 30)
     finally:
-        for child in (gate, load):
-            if child.returncode is None:
-                child.kill()
-            await child.wait()
+        if gate.returncode is None:
+            gate.kill()
+        await gate.wait()
+        await load.stop()
     if gate.returncode:
         raise TallyportError("the process that asks has failed")
     refused = {int(number): at_s for number, at_s in json.loads(out.splitlines()[-1]).items()}
@@ -179,13 +181,11 @@ async def _probe(
     return sent_s
 
 
-async def _child(
-    environ: dict[str, str], name: str, *arguments: float
-) -> asyncio.subprocess.Process:
+async def _gate(environ: dict[str, str], *arguments: float) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        f"pipeline.bench.{name}",
+        "pipeline.bench.gate",
         *(str(argument) for argument in arguments),
         env=environ,
         stdout=asyncio.subprocess.PIPE,

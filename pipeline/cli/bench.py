@@ -8,6 +8,7 @@ import click
 
 from pipeline.bench.times import bars
 from pipeline.bench.traffic import Load
+from pipeline.cli.bench_scale import scale
 from pipeline.cli.bench_stream import EVENTS, run_stream, show_stream, stream
 from pipeline.cli.context import run_async, settings
 from pipeline.cli.output import as_json, print_json, print_table
@@ -37,6 +38,7 @@ def bench(ctx: click.Context, json_wanted: bool) -> None:
 
 
 bench.add_command(stream)
+bench.add_command(scale)
 
 
 @bench.command()

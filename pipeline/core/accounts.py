@@ -340,8 +340,9 @@ class Accounts:
     def changes(self, limit: int) -> list[Change]:
         """Up to ``limit`` records that are due, to be published in this order.
 
-        First changes of status, new and removed records, new periods and changed policies, then
-        changes of what is used, each oldest first. Empty when nothing is due.
+        First changes of status, new and removed records and changed policies, then new periods,
+        then changes of what is used, each oldest first; a share of them goes before new periods.
+        Empty when nothing is due.
         """
         return self._outbox.take(limit, self._current)
 
@@ -492,12 +493,20 @@ class Accounts:
                 continue
             if not overlaps:
                 account.clear()
-            for cells, sign in ((leaving, -1), (entering, 1)):
-                for scopes in cells:
-                    totals = scopes.get(account.scope)
-                    if totals is not None:
-                        account.add(totals, sign)
-            self._outbox.add_urgent(account.key)
+            for scopes in leaving:
+                totals = scopes.get(account.scope)
+                if totals is not None:
+                    account.add(totals, -1)
+            was_used = False
+            for scopes in entering:
+                totals = scopes.get(account.scope)
+                if totals is not None:
+                    account.add(totals, 1)
+                    was_used = True
+            if was_used:  # by an event that has been waiting for this
+                self._outbox.add_urgent(account.key)
+            else:
+                self._outbox.add_ended(account.key)
 
     def _days(self, start_day: int, end_day: int) -> Iterator[dict[str, Totals]]:
         return (cells for (day, _), cells in self._cells.items() if start_day <= day < end_day)

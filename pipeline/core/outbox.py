@@ -17,8 +17,16 @@ class Change(NamedTuple):
     state: State | None
 
 
+# While periods are ending, so much of what goes out is kept for what events do meanwhile.
+_CHANGED_SHARE = 4
+
+
 class Outbox:
-    """The keys whose records may have changed: urgent ones, and those only ``used`` moved.
+    """The keys whose records may have changed: urgent ones, those whose period has ended, and
+    those only ``used`` moved.
+
+    A period ends for all its records at once, a hundred thousand perhaps: what an event does in
+    the same moment does not wait behind them.
 
     Owns: what was last published under each key. Does not own: the current states, which
     ``take`` asks for when a record's turn comes.
@@ -26,28 +34,36 @@ class Outbox:
 
     def __init__(self) -> None:
         self._urgent: OrderedDict[str, None] = OrderedDict()
+        self._ended: OrderedDict[str, None] = OrderedDict()
         self._changed: OrderedDict[str, None] = OrderedDict()
         # None: something was published, but it could not be read.
         self._published: dict[str, State | None] = {}
 
     def __len__(self) -> int:
-        return len(self._urgent) + len(self._changed)
+        return len(self._urgent) + len(self._ended) + len(self._changed)
 
     @property
     def has_urgent(self) -> bool:
-        """Whether an urgent record is due."""
-        return bool(self._urgent)
+        """Whether a record is due of which more than ``used`` may have changed."""
+        return bool(self._urgent) or bool(self._ended)
 
     def add(self, key: str) -> None:
         """Marks a record whose ``used`` changed."""
-        if key not in self._changed and key not in self._urgent:
+        if key not in self._changed and key not in self._ended and key not in self._urgent:
             self._changed[key] = None
 
     def add_urgent(self, key: str) -> None:
-        """Marks a record whose status, period, policy or existence changed."""
+        """Marks a record whose status, policy or existence changed."""
         if key not in self._urgent:
+            self._ended.pop(key, None)
             self._changed.pop(key, None)
             self._urgent[key] = None
+
+    def add_ended(self, key: str) -> None:
+        """Marks a record whose period has ended."""
+        if key not in self._ended and key not in self._urgent:
+            self._changed.pop(key, None)
+            self._ended[key] = None
 
     def restore(self, key: str, value: bytes | None) -> None:
         """Takes what was last published under ``key``; None is a tombstone."""
@@ -73,9 +89,11 @@ class Outbox:
                 self._changed[key] = None
             else:
                 self._publish(key, state, taken)
-        while self._changed and len(taken) < limit:
-            key, _ = self._changed.popitem(last=False)
-            self._publish(key, current(key), taken)
+        share = min(limit, len(taken) + limit // _CHANGED_SHARE)
+        for keys, end in ((self._changed, share), (self._ended, limit), (self._changed, limit)):
+            while keys and len(taken) < end:
+                key, _ = keys.popitem(last=False)
+                self._publish(key, current(key), taken)
         return taken
 
     def _publish(self, key: str, state: State | None, taken: list[Change]) -> None:

@@ -6,6 +6,7 @@ The fold adds integers only, so it is the same whatever slices the stream is cut
 
 import zlib
 from collections.abc import Iterable, Iterator
+from sys import intern
 from typing import Final
 
 from pipeline.core.events import Event, PricedEvent
@@ -68,11 +69,13 @@ class Cell:
 
     def totals(self) -> Totals:
         """The cell's values in the order of ``TOTALS_FIELDS``."""
+        cost_nano, user_cost_nano = self.cost_nano, self.user_cost_nano
         return (
             self.requests,
             self.tokens,
-            self.cost_nano,
-            self.cost_nano - self.user_cost_nano,
+            cost_nano,
+            # The same number is the same object, which whoever keeps the tuple need not pay for.
+            cost_nano - user_cost_nano if user_cost_nano else cost_nano,
             self.unpriced,
             self.unpriced - self.user_unpriced,
         )
@@ -81,9 +84,10 @@ class Cell:
 class _Day:
     """One day's cells, by kind of scope, so that the hot path builds no scope strings."""
 
-    __slots__ = ("all", "group", "org", "port", "user")
+    __slots__ = ("all", "group", "number", "org", "port", "user")
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.all: dict[str, Cell] = {}
         self.port: dict[str, Cell] = {}
         self.org: dict[str, Cell] = {}
@@ -113,8 +117,9 @@ class SourceTotals:
 
     def put(self, scope: str, day: int, totals: Totals) -> None:
         """Sets a cell to recovered values; it does not count as changed."""
-        kind, ident = self._day(day).kind_of(scope)
-        cell = kind.get(ident) or self._new(kind, ident, scope, day)
+        cells = self._day(day)
+        kind, ident = cells.kind_of(scope)
+        cell = kind.get(ident) or self._new(kind, ident, scope, cells.number)
         cell.set(totals)
 
     def cells(self) -> Iterator[Cell]:
@@ -250,11 +255,12 @@ class SourceTotals:
     def _day(self, number: int) -> _Day:
         day = self._days.get(number)
         if day is None:
-            day = self._days[number] = _Day()
+            day = self._days[number] = _Day(number)
         return day
 
     def _new(self, kind: dict[str, Cell], ident: str, scope: str, day: int) -> Cell:
-        cell = kind[ident] = Cell(scope, day)
+        # A scope has cells of many days: one string for all of them.
+        cell = kind[intern(ident)] = Cell(intern(scope), day)
         self._shards[shard_of(scope)].append(cell)
         return cell
 

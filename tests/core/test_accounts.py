@@ -479,6 +479,36 @@ def test_changes_of_status_come_first_then_the_oldest(world: World) -> None:
     assert not world.accounts.has_urgent
 
 
+def test_a_period_that_ends_for_many_does_not_hold_up_what_an_event_does(world: World) -> None:
+    for number in range(8):
+        world.put(Policy(f"user:{number}", "tokens", "day", hard_cap=100))
+    for name in "ab":
+        world.put(monthly(f"port:{name}", 100))
+    world.put(monthly("port:*", 100))
+    world.drain()
+    world.advance(DAY_MS)
+    world.cell(0, "port:a", 0, tokens(1))
+    world.cell(0, "port:b", 0, tokens(100))
+    world.cell(0, "port:new", 0, tokens(1))
+    assert world.accounts.has_urgent
+    keys = [key for key, _ in world.published.take(world.accounts, 4)]
+    later = [key for key, _ in world.published.take(world.accounts, 100)]
+    assert keys[:3] == [f"port:{name}|tokens|month" for name in ("b", "new", "a")]
+    assert [*keys[3:], *later] == [f"user:{number}|tokens|day" for number in range(8)]
+
+
+def test_what_an_event_uses_of_a_new_period_goes_first(world: World) -> None:
+    for name in "abc":
+        world.put(Policy(f"port:{name}", "tokens", "day", hard_cap=100))
+    world.cell(0, "port:a", 0, tokens(100))
+    world.drain()
+    world.cell(0, "port:b", 1, tokens(1))
+    world.advance(DAY_MS)
+    world.cell(0, "port:c", 0, tokens(100))
+    keys = [key for key, _ in world.published.take(world.accounts)]
+    assert keys == [f"port:{name}|tokens|day" for name in "bca"]
+
+
 def test_a_status_that_came_back_before_it_was_published_is_not_urgent(world: World) -> None:
     for name in "ab":
         world.put(monthly(f"port:{name}", 100))
