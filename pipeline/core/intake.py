@@ -101,7 +101,7 @@ class Intake:
         taken: Taken,
     ) -> None:
         """Decides every record's fate, in order, and adds it to ``taken``."""
-        candidates, keys = list[PricedEvent](), list[bytes]()
+        candidates, begun_keys = list[PricedEvent](), list[blake2b]()
         times_ms, arrived_ms = list[int](), list[int]()
         partition, ports = self._partition, self._ports
         max_age_us, max_skew_us = limits.max_age_us, limits.max_skew_us
@@ -130,11 +130,10 @@ class Intake:
             candidates.append(event)
             times_ms.append(recorded_at_ms)
             arrived_ms.append(stamp_ms)
-            key = begun_key.copy()
-            key.update(event.event_id.encode())
-            keys.append(key.digest())
+            begun_keys.append(begun_key)
         if records:
             taken.watermark_ms = max(taken.watermark_ms, *stamps_ms)
+        keys = _keys(candidates, begun_keys)
         self._accept(candidates, keys, times_ms, arrived_ms, prices, taken)
 
     def _accept(
@@ -196,3 +195,14 @@ class Intake:
         here = forwarded_from_header(self._partition, record.offset, record.timestamp)
         headers = [*record.headers, here]
         return Forwarded(record, home, headers)
+
+
+def _keys(events: list[PricedEvent], begun_keys: list[blake2b]) -> list[bytes]:
+    """``event_key`` of each event, from what those of its port begin with."""
+    # A loop of its own: within the one before it the same takes a tenth longer.
+    keys: list[bytes] = []
+    for event, begun_key in zip(events, begun_keys, strict=True):
+        key = begun_key.copy()
+        key.update(event.event_id.encode())
+        keys.append(key.digest())
+    return keys

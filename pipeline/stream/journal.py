@@ -12,8 +12,10 @@ flush number, the deltas that are younger than the shard of the cell.
 """
 
 import heapq
+from array import array
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -86,14 +88,16 @@ _WIDE = 1 << 63
 _T = TypeVar("_T", _Delta, _Shard)
 
 
-def _pack(cells: Iterable[CellValue]) -> list[_PackedCell]:
-    return [(scope, day, _packed(totals)) for scope, day, totals in cells]
+def _pack(cells: Sequence[CellValue]) -> Sequence[_PackedCell]:
+    """The cells with numbers as MessagePack has them, which ends at 64 bits; a sum may not."""
+    try:
+        array("q", chain.from_iterable(totals for _, _, totals in cells))
+    except OverflowError:
+        return [(scope, day, _packed(totals)) for scope, day, totals in cells]
+    return cells
 
 
 def _packed(totals: Totals) -> Sequence[int | str]:
-    # MessagePack ends at 64 bits; a sum may not.
-    if max(totals) < _WIDE and min(totals) >= -_WIDE:
-        return totals
     return [n if -_WIDE <= n < _WIDE else str(n) for n in totals]
 
 
@@ -106,14 +110,14 @@ def _unpacked(cells: msgspec.Raw) -> list[CellValue]:
 
 
 def delta_record(
-    slot: int, position: Position, changed: Iterable[CellValue]
+    slot: int, position: Position, changed: Sequence[CellValue]
 ) -> tuple[bytes, bytes]:
     """The (key, value) of the delta of one flush."""
     return b"d|%d" % slot, _encoder.encode((JOURNAL_VERSION, position, _pack(changed)))
 
 
 def shard_record(
-    shard: int, epoch: int, flush: int, cells: Iterable[CellValue]
+    shard: int, epoch: int, flush: int, cells: Sequence[CellValue]
 ) -> tuple[bytes, bytes]:
     """The (key, value) of a shard as of ``flush``; ``cells`` are all live ones of that class."""
     return b"s|%d" % shard, _encoder.encode((JOURNAL_VERSION, epoch, flush, _pack(cells)))
@@ -149,7 +153,7 @@ class Journal:
         expected_bytes = max(SHARD_FLOOR_BYTES, 64 * position.cells // SHARDS)
         while self._credit_bytes >= expected_bytes and len(written) < SHARDS:
             shard = self._next_shard
-            cells = ((c.scope, c.day, c.totals()) for c in totals.shard(shard))
+            cells = [(c.scope, c.day, c.totals()) for c in totals.shard(shard)]
             key, value = shard_record(shard, position.epoch, position.flush, cells)
             written.append((key, value))
             self._shard_flush[shard] = position.flush

@@ -14,7 +14,7 @@ from pipeline.core.events import PricedEvent
 from pipeline.core.totals import SHARDS, SourceTotals, Totals
 from pipeline.stream import id_journal, journal
 from pipeline.stream.id_journal import IdJournal, IdJournalReader
-from pipeline.stream.journal import Journal, JournalReader, Position
+from pipeline.stream.journal import Journal, JournalReader, Position, shard_record
 
 NAME = "tallyport.totals partition 3"
 DAY_US = 86_400_000_000
@@ -142,6 +142,19 @@ def test_amounts_beyond_64_bits() -> None:
     table = journal_of_three()
     table.restart()
     assert cells_of(table.totals)["all", 1][2] == 3 * 2**65
+
+
+numbers = st.sampled_from([0, 1, 2**63 - 1, 2**63, 2**64 - 1, -(2**63), -(2**63) - 1])
+cell_values = st.tuples(
+    st.sampled_from(["all", "user:a"]), st.integers(-1, 3), st.tuples(*[numbers] * 6)
+)
+
+
+@given(st.lists(cell_values, max_size=4))
+def test_a_number_is_text_exactly_where_it_does_not_fit(cells: list[Any]) -> None:
+    _, value = shard_record(3, 1, 2, cells)
+    for (_, _, found), (_, _, totals) in zip(msgspec.msgpack.decode(value)[3], cells, strict=True):
+        assert found == [n if -(2**63) <= n < 2**63 else str(n) for n in totals]
 
 
 def test_a_missing_delta_is_noticed() -> None:
