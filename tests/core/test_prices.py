@@ -18,6 +18,7 @@ from pipeline.core.book import (
     SeasonPrices,
     builtin_book,
 )
+from pipeline.core.event_fields import COUNTERS
 from pipeline.core.events import Event, PricedEvent
 from pipeline.core.explain import dearest_token_nano, explain
 from pipeline.core.prices import (
@@ -422,10 +423,9 @@ REFERENCES = st.sampled_from(
        ("anthropic", "claude-sonnet-4-5"), ("openai", "whisper-1"), ("deepseek", "deepseek-chat")]
 )  # fmt: skip
 SOME_COUNTS = st.dictionaries(
-    st.sampled_from(["input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens",
-                     "cache_write_tokens", "images", "audio_nano", "characters"]),
+    st.sampled_from([*COUNTERS, "audio_nano"]),
     st.one_of(st.integers(0, 9), st.integers(0, 10**10)),
-)  # fmt: skip
+)
 
 
 @st.composite
