@@ -1,8 +1,8 @@
 """``tallyport bench scale``: what cells, remembered ids and a worker's start cost as they grow.
 
 Each size has topics of its own, with prepared journals (``bench.prepared``), one worker, and the
-same load. Ids are random and their cells' users are those whom the load may touch, so what differs
-between two sizes is only how much the worker holds.
+same load, of users who have cells there. So what differs between two sizes is only how much the
+worker holds.
 """
 
 import time

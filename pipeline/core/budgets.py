@@ -6,6 +6,7 @@ Amounts are tokens, or nanos where ``unit`` is ``cost``; instants are millisecon
 from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
+from sys import intern
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -190,16 +191,17 @@ def parse_state(key: str | bytes, value: bytes) -> StateRecord:
             raise InvalidField("status", "or on_stale has an unknown value")
         state = State(
             scope,
-            unit,
-            period,
+            # Words that all states share: whoever keeps many of them keeps each word once.
+            intern(unit),
+            intern(period),
             parse_ms(body["period_start"]),
             parse_ms(body["resets_at"]),
-            body["status"],
+            intern(body["status"]),
             amount(body["used"]),
             None if soft_cap is None else amount(soft_cap),
             None if hard_cap is None else amount(hard_cap),
             _integer(body["unpriced_events"]),
-            body["on_stale"],
+            intern(body["on_stale"]),
         )
         return StateRecord(state, _integer(body["version"]), parse_ms(body["as_of"]))
     except (InvalidField, KeyError, TypeError, ValueError) as error:
