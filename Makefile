@@ -35,7 +35,8 @@ $(PROJECT): pyproject.toml $(PACKAGES)
 demo: install ## the main job in about a minute, audited at the end
 	$(BIN)/tallyport demo
 
-test: install lint browser unit ## everything that CI runs
+test: install browser ## everything that CI runs; ruff and pyright go beside the tests
+	@$(MAKE) --no-print-directory -j 2 unit lint
 
 lint: install ## ruff and pyright
 	timeout 120 $(BIN)/ruff check .

@@ -27,8 +27,8 @@ from pipeline.ops.tether import tethered
 
 ADDRESS_VARIABLE = "TALLYPORT_TEST_CLICKHOUSE"
 IMAGE = "clickhouse/clickhouse-server:25.8"
-START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 15.0
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 60.0
 ROOT = Path(__file__).parent.parent
 
 

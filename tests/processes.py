@@ -13,7 +13,8 @@ from pathlib import Path
 
 from pipeline.ops.child_process import ChildProcess, last_error
 
-WAIT_S = 60.0
+WAIT_S = 120.0
+"""Generous: a busy machine takes its time, and only what fails waits for so long."""
 POLL_S = 0.05
 RETRY_BACKOFF_MS = 20
 """Of the tests' own Kafka clients."""

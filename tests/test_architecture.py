@@ -216,7 +216,7 @@ def loaded_by(statement: str, *, whole_names: bool = False) -> set[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     return set(run.stdout.split())

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-TIMEOUT_S = 240
+TIMEOUT_S = 360
 # As ``tallyport bench ledger`` runs it, but for less: two rounds of the sink, and of each query.
 SMALL = """
 from pipeline.__main__ import main

@@ -56,7 +56,7 @@ def run(
         env={**outside, **(environ or {})},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 

@@ -24,7 +24,7 @@ print(found == [os.sched_getaffinity(0)] == [{max(usable)}], processor_to_stay_o
 
 def test_threads_stay_with_their_process() -> None:
     printed = subprocess.run(
-        [sys.executable, "-c", STAY], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", STAY], capture_output=True, text=True, check=True, timeout=120
     ).stdout
     assert printed == "True None\n"
 

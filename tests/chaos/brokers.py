@@ -24,7 +24,7 @@ from pipeline.core.errors import ConfigurationError
 from pipeline.ops.kafka_server import KafkaCluster, KafkaServer
 
 ROLES = ("events-leader", "state-leader", "controller", "group-coordinator", "transactions-leader")
-READY_TIMEOUT_S = 90.0
+READY_TIMEOUT_S = 180.0
 PORT_TRIES = 20
 METADATA_TOPIC = "__cluster_metadata"
 
@@ -131,7 +131,7 @@ class Brokers:
             "transactions-leader": "__transaction_state",
         }
         try:
-            async with asyncio.timeout(10), _Admin(self.bootstrap) as admin:
+            async with asyncio.timeout(30), _Admin(self.bootstrap) as admin:
                 if role == "controller":
                     return await _controller(admin) - 1
                 if role == "group-coordinator":
@@ -143,7 +143,7 @@ class Brokers:
 
     async def _is_in_sync(self) -> bool:
         try:
-            async with asyncio.timeout(10), _Admin(self.bootstrap) as admin:
+            async with asyncio.timeout(30), _Admin(self.bootstrap) as admin:
                 topics = await admin.describe_topics()
         except (KafkaError, TimeoutError, OSError):
             return False

@@ -14,7 +14,7 @@ from pipeline.ops.tether import tethered
 from pipeline.settings import Settings
 from pipeline.stream.reader import read_to_end
 
-AUDIT_WAIT_S = 90
+AUDIT_WAIT_S = 180
 AUDIT_TIMEOUT_S = 3_600.0
 SHOWN = 5
 IDS = "SELECT port_id, event_id FROM usage_ledger WHERE entry_no = 0"

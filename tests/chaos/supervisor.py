@@ -12,7 +12,7 @@ from tests.processes import POLL_S, PartProcess, until
 
 RESTART_PAUSE_S = 0.3
 AGAIN_PAUSE_S = 1.0
-STOP_TIMEOUT_S = 40.0
+STOP_TIMEOUT_S = 120.0
 
 
 @dataclass
@@ -27,7 +27,8 @@ class Exit:
 
 @dataclass
 class Slot:
-    """A part that shall run; ``fault`` is the point its next process is armed with."""
+    """A part that shall run; ``fault`` is the point its next process is armed with, ``killed`` the
+    last one that got SIGKILL."""
 
     name: str
     part: str
@@ -35,6 +36,7 @@ class Slot:
     process: PartProcess | None = None
     fault: str = ""
     end_expected: bool = False
+    killed: PartProcess | None = None
     paused: bool = False
     start_at_s: float = 0.0
     last_start_s: float = 0.0
@@ -92,17 +94,20 @@ class Supervisor:
         """SIGKILL; False when there was nothing to kill."""
         if not slot.lives or slot.process is None:
             return False
-        slot.end_expected = True
+        slot.end_expected, slot.killed = True, slot.process
         slot.process.send(signal.SIGKILL)
         return True
 
     async def stop(self, slot: Slot) -> int | None:
-        """A clean stop; the exit status, None when it did not run. It is started again."""
+        """A clean stop; the exit status, None when it did not run, or was killed meanwhile by a
+        fault of the other lane. It is started again."""
         if not slot.lives or slot.process is None:
             return None
         slot.end_expected = True
         process, was_starting = slot.process, not slot.process.is_ready
         status = await asyncio.to_thread(process.stop, STOP_TIMEOUT_S)
+        if status == -signal.SIGKILL and slot.killed is process:
+            return None
         # So early that it did not listen to signals yet.
         return 0 if was_starting and status == -signal.SIGTERM else status
 

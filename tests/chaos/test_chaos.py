@@ -1,6 +1,7 @@
 """A short chaos run on one broker and one on three; `make chaos` runs as long as wanted."""
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,13 @@ async def run(plan: Plan, folder: Path) -> Report:
     return report
 
 
+def least_kills(kind: str) -> int:
+    """How many processes get SIGKILL by one fault, whatever the other lane does meanwhile."""
+    if kind in ("workers-kill", "brokers-kill most"):
+        return 2
+    return 1 if "kill" in kind or kind.startswith(("at ", "power-cut")) else 0
+
+
 def test_there_is_a_fault_for_every_named_point() -> None:
     points = fault_points()
     assert {"price-begun", "merge-computed", "sink-after-insert"} <= set(points)
@@ -51,16 +59,16 @@ def test_there_is_a_fault_for_every_named_point() -> None:
         assert {f"at {point}" for point in points} <= set(kinds)
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("brokers", "kinds", "kills"), [(1, ONE_BROKER, 14), (3, THREE_BROKERS, 8)]
-)
+@pytest.mark.timeout(1_500)
+@pytest.mark.parametrize(("brokers", "kinds"), [(1, ONE_BROKER), (3, THREE_BROKERS)])
 async def test_everything_agrees_after_faults(
-    brokers: int, kinds: tuple[str, ...], kills: int, tmp_path: Path
+    brokers: int, kinds: tuple[str, ...], tmp_path: Path
 ) -> None:
     report = await run(Plan(SEED, brokers, kinds=kinds), tmp_path)
-    assert report.ok, report.problems
-    assert len(report.faults) == len(kinds)
-    assert report.kills >= kills
+    again = f"python -m tests.chaos --once --seed {SEED} --brokers {brokers}"
+    assert report.ok, [*report.problems, f"run it again: {again} {shlex.join(kinds)}"]
+    assert sorted(fault.kind for fault in report.faults) == sorted(kinds)
+    for fault in report.faults:
+        assert fault.kills >= least_kills(fault.kind), fault
     assert report.audit["compared"]["ledger rows"] > 1_000
     assert report.audit["compared"]["correction entries"] > 20

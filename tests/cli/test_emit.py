@@ -79,7 +79,7 @@ def test_it_gives_up_and_says_where(api: ApiStandIn, tmp_path: Path) -> None:
         env=environment(API_URL=api.url, API_KEY="another"),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert (ended.returncode, ended.stdout) == (1, "sent 0, rejected 0, failed 1000\n")

@@ -129,7 +129,7 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert ended.returncode == 2
@@ -178,7 +178,7 @@ def test_the_api_lives_without_kafka_and_says_so(
     api: tuple[subprocess.Popen[str], str],
 ) -> None:
     process, url = api
-    with httpx.Client(base_url=url, timeout=10) as client:
+    with httpx.Client(base_url=url, timeout=60) as client:
         assert client.get("/health/live").status_code == 200
         ready = client.get("/health/ready")
         assert ready.status_code == 503

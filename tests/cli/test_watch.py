@@ -67,7 +67,7 @@ def test_it_follows_every_change_through_a_restart_of_the_api(
         assert watching.wait(20) == 0
     finally:
         watching.kill()
-        watching.communicate(timeout=10)
+        watching.communicate(timeout=60)
 
 
 def test_a_wrong_key_is_one_line(tallyport: Command, api: ApiStandIn) -> None:

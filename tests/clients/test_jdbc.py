@@ -15,7 +15,7 @@ import pytest
 from pipeline.ops.java_runtime import java_command
 from tests.clients.conftest import BiLedger, pins
 
-RUN_TIMEOUT_S = 120
+RUN_TIMEOUT_S = 240
 DRIVERS = [jar for jar in pins() if jar.artifact == "clickhouse-jdbc"]
 DECIMAL, BIGINT, DATE, VARCHAR, TIMESTAMP = "3", "-5", "91", "12", "93"
 

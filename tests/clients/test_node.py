@@ -11,7 +11,7 @@ from tests.clients.conftest import MINE, PER_PORT, BiLedger
 from tests.wire.test_node_subscriber import node
 
 SCRIPT = Path(__file__).parent / "node" / "read_ledger.mjs"
-RUN_TIMEOUT_S = 120
+RUN_TIMEOUT_S = 240
 
 
 @pytest.mark.parametrize("compressed", ["0", "1"])

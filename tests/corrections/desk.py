@@ -139,7 +139,7 @@ class Desk(Metering):
 
     async def assert_audited(self) -> None:
         """The audit agrees on everything."""
-        report = await run_audit(self.settings, wait_s=20)
+        report = await run_audit(self.settings, wait_s=60)
         assert report.ok, report.to_json()
 
 

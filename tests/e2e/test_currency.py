@@ -39,7 +39,7 @@ def tallyport(metering: Metering, *words: str, **settings: str) -> subprocess.Co
         env={**os.environ, **metering.settings.environ(), **settings},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 

@@ -30,7 +30,7 @@ from tests.ledger_fixture import ROOT
 from tests.notices.mail_box import MailBox, Taken, mail_box
 from tests.notices.receiver import Receiver, receiver
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 SECRET = "s3cret ü"
 PRICED = {"provider": "openai", "model": "gpt-5", "kind": "llm"}
 
@@ -61,11 +61,11 @@ class Running:
         return [str(one.mail["Subject"]) for one in self.box.to(receiver)]
 
     async def post(self, path: str, **headers: Any) -> httpx.Response:
-        async with httpx.AsyncClient(base_url=self.deployment.api_url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=self.deployment.api_url, timeout=120) as client:
             return await client.post(path, headers=headers)
 
     async def get(self, path: str) -> Any:
-        async with httpx.AsyncClient(base_url=self.deployment.api_url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=self.deployment.api_url, timeout=120) as client:
             answer = await client.get(path)
             assert answer.status_code == 200, answer.text
             return answer.json() if answer.text.startswith("{") else answer.text
@@ -77,7 +77,7 @@ class Running:
             env=child_environ(self.settings.replaced(**changed), os.environ),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -121,7 +121,7 @@ async def running(kafka: str, topic_prefix: str, tmp_path: Path) -> AsyncIterato
 
 
 async def test_everybody_is_told_once(running: Running) -> None:
-    async with httpx.AsyncClient(base_url=running.deployment.api_url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=running.deployment.api_url, timeout=120) as client:
         named = await client.put("/v1/names/port:harbor-7", json={"display_name": "Seven <7>"})
         assert named.is_success, named.text
     await running.policy(
@@ -147,7 +147,8 @@ async def _soft_then_hard(running: Running) -> None:
     await running.use(event("e3", input_tokens=1_000), event("e4", input_tokens=5_000))
     await until(lambda: len(running.subjects(owner)) == 2, "a mail for the hard cap")
     assert "has reached its hard cap" in running.subjects(owner)[1]
-    posted = [json.loads(one.body) for one in running.hook.posted if one.path == "/owner"]
+    await until(lambda: len(_posted_to_owner(running)) == 2, "both by webhook")
+    posted = [json.loads(body) for body in _posted_to_owner(running)]
     assert [one["type"] for one in posted] == ["budget.soft_line", "budget.hard_cap"]
     assert posted[1]["data"]["state"]["scope"] == "port:harbor-7"
     assert not [one for one in running.subjects("ops@harbor.example") if "cap" in one]
@@ -247,7 +248,7 @@ async def _visible(running: Running) -> None:
 
 async def _audited(running: Running) -> None:
     """The audit as the schedule starts it: all agrees, then a state that nobody counted."""
-    command = (sys.executable, "-m", "pipeline", "audit", "--json", "--wait", "10")
+    command = (sys.executable, "-m", "pipeline", "audit", "--json", "--wait", "60")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in child_environ(running.settings, {}).items():
             patch.setenv(name, value)
@@ -266,6 +267,10 @@ async def _outcome(command: tuple[str, ...]) -> str:
     now_ms = int(datetime.now(UTC).timestamp() * 1000)
     (draft,) = await ScheduledAudit(1, command).look(book, now_ms)
     return draft.type
+
+
+def _posted_to_owner(running: Running) -> list[bytes]:
+    return [one.body for one in running.hook.posted if one.path == "/owner"]
 
 
 def _subject(one: Taken) -> str:

@@ -46,6 +46,8 @@ SELECT (SELECT count() FROM rate_records), (SELECT count() FROM (
     SELECT key, argMax(value, (epoch, offset)) AS value FROM policy_records
     GROUP BY key HAVING value != ''))
 """
+SETTING_S = 10
+"""As long as it may take to get a rate into its topic."""
 FAULTS = ("begun", "joined", "registers", "ids", "tables", "verified")
 
 
@@ -70,8 +72,8 @@ async def fill(metering: Metering) -> None:
         await metering.set_policy(**policy)
     await metering.put(metering.topics.policies, "group:gone|tokens|day", None)
     await metering.start()
-    # In time when it is set, long past when it is restored.
-    applies_at = datetime.now(UTC) + timedelta(seconds=LEAD_S + 1)
+    # In time when it is set, past when it is used.
+    applies_at = datetime.now(UTC) + timedelta(seconds=LEAD_S + SETTING_S)
     late = {**RATE, "rate_id": "later", "provider": "acme-2", "backdated": False}
     await metering.set_rate(**{**late, "effective_from": applies_at.isoformat()})
     yesterday = (datetime.now(UTC) - timedelta(days=1)).isoformat()
@@ -92,6 +94,13 @@ async def policies_of(metering: Metering) -> dict[str, Any]:
 async def rates_of(metering: Metering) -> tuple[list[Any], list[tuple[str, str]]]:
     found = await load_rates(metering.client, metering.topics.rates, LEAD_S)
     return [used.rate for used in found.used], [(i.rate_id, i.reason) for i in found.ignored]
+
+
+async def applies(metering: Metering, rate_id: str) -> None:
+    """Returns once the rate applies."""
+    used = (await load_rates(metering.client, metering.topics.rates, LEAD_S)).used
+    [since_us] = [one.rate.effective_from_us for one in used if one.rate.rate_id == rate_id]
+    await asyncio.sleep(since_us / 1e6 - time.time())
 
 
 async def test_another_kafka_continues_what_the_ledger_holds(filled: Metering) -> None:
@@ -129,6 +138,7 @@ async def test_another_kafka_continues_what_the_ledger_holds(filled: Metering) -
         # A producer that sends everything again is counted once; what is new counts on top.
         await new.publish(old.sent, counted=False)
         await new.publish(event(n) for n in range(1_001, 1_051))
+        await applies(new, "later")
         await new.publish([event(2_000, provider="acme-2")])
         await new.counted()
         fates = await new.fates()

@@ -25,7 +25,7 @@ from tests.e2e.metering import Metering
 from tests.processes import WAIT_S
 from tests.stream.worker_deployment import RATE, event, home_of
 
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 POLL_S = 0.1
 HEADERS = [("trace", b"abc"), ("reason", b"the producer's own")]
 STRICT = {"max_future_skew_s": 300, "max_event_age_days": 7, "dedupe_days": 9}

@@ -30,7 +30,7 @@ from tests.stream.worker_deployment import RATE, event
 
 USER, PASSWORD, STORE_PASSWORD = "app", 'a "secret" \\ word', "changeit"
 MECHANISM = "SCRAM-SHA-256"
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 
 
 class SecuredKafka(KafkaServer):
@@ -82,7 +82,7 @@ def make_certificate(store: Path) -> Path:
          "-ext", "bc=ca:true", "-ext", "san=ip:127.0.0.1", "-validity", "2"],
         ["-exportcert", "-rfc", "-file", str(certificate)],
     ):  # fmt: skip
-        subprocess.run([tool, *arguments, *named], check=True, capture_output=True, timeout=60)
+        subprocess.run([tool, *arguments, *named], check=True, capture_output=True, timeout=120)
     return certificate
 
 

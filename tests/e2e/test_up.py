@@ -22,8 +22,8 @@ from pipeline.processor import processor_to_stay_on
 READY = re.compile(
     r"ready kafka=(127\.0\.0\.1:\d+) clickhouse=(http://127\.0\.0\.1:\d+) api=(http://\S+:\d+)"
 )
-START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 240.0
+STOP_TIMEOUT_S = 120.0
 
 
 @dataclass
@@ -90,7 +90,7 @@ def test_ready_work_and_a_clean_stop(tmp_path: Path) -> None:
         assert running.clickhouse_url is not None
         assert running.api_url is not None
         assert (up.folder / "endpoints.json").stat().st_mode & 0o777 == 0o600
-        with urlopen(f"{running.api_url}/health/live", timeout=10) as answer:
+        with urlopen(f"{running.api_url}/health/live", timeout=60) as answer:
             assert answer.status == 200
 
         second = _start(up.folder)

@@ -7,7 +7,7 @@ import httpx
 
 from tests.ledger_fixture import LedgerAddress
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)

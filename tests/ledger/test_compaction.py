@@ -127,7 +127,7 @@ def test_a_kill_between_the_steps_changes_nothing_that_is_covered(
     killed = subprocess.run(
         [sys.executable, "-c", COMPACT, url_of(address)],
         env={**os.environ, "FAULT_POINT": f"compact-{point}:1"},
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL

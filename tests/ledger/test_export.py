@@ -179,7 +179,7 @@ def test_a_drop_that_is_killed_is_gone_on_with(
     before, counted = row_of(filled, TOTALS), accepted(filled)
     command = [sys.executable, "-c", DROP, url_of(address), str(tmp_path)]
     killed = subprocess.run(
-        command, env={**os.environ, "FAULT_POINT": f"drop-{point}:1"}, timeout=60, check=False
+        command, env={**os.environ, "FAULT_POINT": f"drop-{point}:1"}, timeout=120, check=False
     )
     assert killed.returncode == -signal.SIGKILL
     content = read_back(tmp_path / "usage_ledger-2026-11.parquet")
@@ -189,7 +189,7 @@ def test_a_drop_that_is_killed_is_gone_on_with(
     assert accepted(filled) == counted
     known = registered(filled, NOVEMBER)
     if known is None or known.state != DROPPED:
-        subprocess.run(command, timeout=60, check=True)
+        subprocess.run(command, timeout=120, check=True)
     else:
         finish_interrupted(filled, NOVEMBER)
     assert row_of(filled, TOTALS)[:2] == (
@@ -242,7 +242,7 @@ def test_a_second_drop_is_refused_while_one_goes_on(
         ended = subprocess.run(
             [*command, "--drop"],
             env=environ,
-            timeout=60,
+            timeout=120,
             check=False,
             capture_output=True,
             text=True,
@@ -264,7 +264,7 @@ def test_a_second_drop_is_refused_while_one_goes_on(
         assert "`tallyport export --drop` is already running" in told
         assert f"(process {first.pid}); run this again when it has ended" in told
         # Files alone may be written beside it.
-        subprocess.run(command, env=environ, timeout=60, check=True, capture_output=True)
+        subprocess.run(command, env=environ, timeout=120, check=True, capture_output=True)
     finally:
         first.kill()
         first.wait(10)

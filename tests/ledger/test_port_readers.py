@@ -139,7 +139,7 @@ def test_a_key_that_is_revoked_opens_nothing_any_more(served: Served) -> None:
 
 
 def wait_for(served: Served, name: str, code: int) -> str:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while (answer := served.ask(name, "SELECT 1")).code != code:
         assert time.monotonic() < deadline, answer.text
         time.sleep(0.1)

@@ -27,6 +27,6 @@ def make_certificate(folder: Path) -> Certificate:
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
          "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
          "-keyout", str(made.key), "-out", str(made.cert)],
-        check=True, capture_output=True, timeout=60,
+        check=True, capture_output=True, timeout=120,
     )  # fmt: skip
     return made

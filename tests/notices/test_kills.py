@@ -9,8 +9,6 @@ import sys
 import uuid
 from typing import NamedTuple
 
-import pytest
-
 from pipeline.notices.log import read_book
 from pipeline.ops.tether import tethered
 from pipeline.stream.topics import Topics, create_or_check_topics
@@ -19,7 +17,7 @@ from tests.ledger_fixture import ROOT
 from tests.notices.mail_box import MailBox, mail_box
 from tests.notices.receiver import Receiver, receiver
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 class Kill(NamedTuple):
@@ -80,7 +78,6 @@ async def killed_and_started_again(kafka: str, kill: Kill) -> tuple[MailBox, Rec
     return box, at
 
 
-@pytest.mark.timeout(240)
 async def test_killed_between_every_two_steps(kafka: str) -> None:
     found = await asyncio.gather(*(killed_and_started_again(kafka, kill) for kill in KILLS))
     for kill, (box, at) in zip(KILLS, found, strict=True):

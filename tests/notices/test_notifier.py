@@ -23,7 +23,7 @@ from tests.notices.drafts import draft
 from tests.notices.mail_box import MailBox, mail_box
 from tests.notices.receiver import Receiver, receiver
 
-WAIT_S = 40.0
+WAIT_S = 120.0
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 
 

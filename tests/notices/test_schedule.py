@@ -23,7 +23,7 @@ from tests.notices.mail_box import MailBox, mail_box
 from tests.stream.conftest import migrated_database, url_of
 
 SEVEN = datetime(2026, 11, 23, 7, tzinfo=UTC)
-WAIT_S = 40.0
+WAIT_S = 120.0
 
 
 @pytest.fixture(scope="module")

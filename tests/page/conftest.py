@@ -17,7 +17,7 @@ from tests.stream.conftest import migrated_database
 from tests.wire.test_node_subscriber import INSTALL_TIMEOUT_S, node
 
 AXE = "axe-core@4.10.3"
-TIMEOUT_MS = 20_000
+TIMEOUT_MS = 60_000
 
 OpenPage = Callable[..., Page]
 

@@ -13,8 +13,6 @@ from playwright.sync_api import Page, expect
 from tests.page.conftest import OpenPage
 from tests.page.site import Site
 
-pytestmark = pytest.mark.timeout(300)  # the first test waits for the whole deployment
-
 PAGES = [
     "overview", "ports", "ports/harbor-1", "ports/quay%7Cnorth%3A2", "users", "users/u108",
     "groups/team-claims", "organisation", "limits?port_id=harbor-1&user_id=u108", "prices",

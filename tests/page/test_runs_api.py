@@ -11,8 +11,6 @@ import pytest
 
 from tests.page.site import Site
 
-pytestmark = pytest.mark.timeout(300)  # the first test waits for the whole deployment
-
 
 def ended(site: Site, client: httpx.Client, begun: httpx.Response) -> dict[str, Any]:
     """The run that an answer began, once it has ended."""

@@ -18,8 +18,6 @@ from pipeline.ledger.client import connect
 from tests.page.site import Site
 from tests.web.api_process import ApiProcess
 
-pytestmark = pytest.mark.timeout(300)  # the first test waits for the whole deployment
-
 Row = dict[str, Any]
 
 

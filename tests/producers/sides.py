@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +17,8 @@ from tests.producers.api_stand_in import KEY, ApiStandIn
 from tests.producers.states import beat
 
 PARTITIONS = 2
-WAIT_S = 30.0
+WAIT_S = 60.0
+BEAT_S = 0.3
 Event = dict[str, Any]
 
 
@@ -48,7 +52,11 @@ class Side(Protocol):
     def close(self) -> None: ...
 
 
-LEADER_UNKNOWN = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+LEADER_UNKNOWN = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+)
 
 
 class KafkaSide:
@@ -145,3 +153,30 @@ def beat_all(side: Side, through: dict[int, int] | None = None) -> None:
     """A heartbeat on every partition."""
     for partition in range(PARTITIONS):
         side.put(partition, *beat(partition, through=through))
+
+
+@dataclass
+class Counting:
+    """What the heartbeats of a worker that goes on counting say."""
+
+    through: dict[int, int] | None = None
+
+
+@contextmanager
+def counting(side: Side) -> Iterator[Counting]:
+    """Heartbeats on every partition, as of a worker that goes on: without them states would be
+    stale, and allow, where the test itself takes longer than a heartbeat holds."""
+    said, over = Counting(), threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(BEAT_S):
+            beat_all(side, said.through)
+
+    beat_all(side)
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        yield said
+    finally:
+        over.set()
+        thread.join()

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from pipeline.ops.kafka_server import KafkaServer
 from pipeline.ops.loopback_ports import free_port
 from producers import Meter
-from tests.producers.sides import HttpSide, KafkaSide, Side, beat_all, until
+from tests.producers.sides import WAIT_S, HttpSide, KafkaSide, Side, beat_all, counting, until
 from tests.producers.states import record, state
 
 MakeMeter = Callable[[Side], Meter]
@@ -28,7 +28,7 @@ use = {"provider": "acme", "model": "m-1", "input_tokens": 3}
 """
 
 
-def service(environ: dict[str, str], code: str, timeout_s: float = 60) -> int:
+def service(environ: dict[str, str], code: str, timeout_s: float = 2 * WAIT_S) -> int:
     """Runs a service's ``code`` with a ``meter`` in another process; how it ended."""
     done = subprocess.run(
         [sys.executable, "-c", SERVICE + code],
@@ -63,8 +63,12 @@ def test_recorded_is_recorded_whatever_kills_the_service(
 def test_killed_while_sending_nothing_is_lost(http_side: HttpSide, meter_of: MakeMeter) -> None:
     code = (
         "import threading, time\n"
-        "threading.Timer(0.4, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()\n"
         "n = 0\n"
+        "def end():\n"
+        "    while n < 50: time.sleep(0.01)\n"
+        "    time.sleep(0.3)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "threading.Thread(target=end).start()\n"
         "while True:\n"
         "    meter.record(event_id=f'e{n}', port_id='p', **use)\n"
         "    print(n, flush=True); n += 1; time.sleep(0.0003)\n"
@@ -72,14 +76,14 @@ def test_killed_while_sending_nothing_is_lost(http_side: HttpSide, meter_of: Mak
     run = subprocess.run(
         [sys.executable, "-c", SERVICE + code],
         env={**os.environ, **http_side.environ},
-        timeout=60,
+        timeout=2 * WAIT_S,
         check=False,
         capture_output=True,
         text=True,
     )
     assert run.returncode == -signal.SIGKILL
     recorded = {f"e{line}" for line in run.stdout.splitlines()}
-    assert len(recorded) > 20
+    assert len(recorded) >= 50
     meter_of(http_side)
     until(lambda: recorded <= set(ids(http_side)), "everything to arrive")
     first = list(dict.fromkeys(ids(http_side)))  # once each, as the worker counts them
@@ -88,20 +92,20 @@ def test_killed_while_sending_nothing_is_lost(http_side: HttpSide, meter_of: Mak
 
 def test_the_api_away_and_back(http_side: HttpSide, meter_of: MakeMeter) -> None:
     http_side.put(0, *record(state("port:a", hard=100), 1))
-    beat_all(http_side)
-    meter = meter_of(http_side)
-    assert meter.wait_ready(20)
-    http_side.api.stop()
-    for number in range(500):
-        meter.record(event_id=f"e{number}", port_id="p", **USE)
-    assert not meter.flush(0.5)
-    assert (meter.stats.waiting, meter.stats.lost) == (500, {})
-    http_side.put(0, *record(state("port:a", used=100, hard=100), 2))
-    http_side.api.start()
-    assert meter.flush(20)
-    assert ids(http_side) == [f"e{n}" for n in range(500)]
-    until(lambda: not meter.check(port_id="a").allowed, "the stream to go on")
-    assert [r for r in http_side.api.resumed_from if r], "it resumed where it was"
+    with counting(http_side):
+        meter = meter_of(http_side)
+        assert meter.wait_ready(WAIT_S)
+        http_side.api.stop()
+        for number in range(500):
+            meter.record(event_id=f"e{number}", port_id="p", **USE)
+        assert not meter.flush(0.5)
+        assert (meter.stats.waiting, meter.stats.lost) == (500, {})
+        http_side.put(0, *record(state("port:a", used=100, hard=100), 2))
+        http_side.api.start()
+        assert meter.flush(WAIT_S)
+        assert ids(http_side) == [f"e{n}" for n in range(500)]
+        until(lambda: not meter.check(port_id="a").allowed, "the stream to go on")
+        assert [r for r in http_side.api.resumed_from if r], "it resumed where it was"
 
 
 def test_a_reset_that_is_cut_off_is_asked_for_again(
@@ -109,16 +113,16 @@ def test_a_reset_that_is_cut_off_is_asked_for_again(
 ) -> None:
     """With the id from before it, all states that do not change again would stay unknown."""
     http_side.put(0, *record(state("port:a", used=100, hard=100), 1))
-    beat_all(http_side)
-    api = http_side.api
-    meter = meter_of(http_side)
-    assert meter.wait_ready(20)
-    before = len(api.resumed_from)
-    api.cut_resets, api.hang_up = 1, True  # streams end, the API stays
-    until(lambda: api.cut_resets == 0, "a stream that would go on")
-    api.hang_up = False
-    until(lambda: "" in api.resumed_from[before:], "a stream from the beginning")
-    until(lambda: not meter.check(port_id="a").allowed, "the state")
+    with counting(http_side):
+        api = http_side.api
+        meter = meter_of(http_side)
+        assert meter.wait_ready(WAIT_S)
+        before = len(api.resumed_from)
+        api.cut_resets, api.hang_up = 1, True  # streams end, the API stays
+        until(lambda: api.cut_resets == 0, "a stream that would go on")
+        api.hang_up = False
+        until(lambda: "" in api.resumed_from[before:], "a stream from the beginning")
+        until(lambda: not meter.check(port_id="a").allowed, "the state")
 
 
 def test_the_broker_away_and_back(tmp_path: Path, topic_prefix: str, meter_of: MakeMeter) -> None:
@@ -129,16 +133,16 @@ def test_the_broker_away_and_back(tmp_path: Path, topic_prefix: str, meter_of: M
         side.put(0, *record(state("port:p", hard=10**6), 1))
         beat_all(side)
         meter = meter_of(side)
-        assert meter.wait_ready(20)
+        assert meter.wait_ready(WAIT_S)
         meter.record(event_id="before", port_id="p", **USE)
-        assert meter.flush(20)
+        assert meter.flush(WAIT_S)
         broker.kill()
         for number in range(300):
             meter.record(event_id=f"e{number}", port_id="p", **USE)
         until(lambda: meter.check(port_id="p").freshness == "STALE", "states to be stale")
         assert (meter.stats.waiting, meter.stats.lost) == (300, {})
         broker.start()
-        assert meter.flush(60)
+        assert meter.flush(WAIT_S)
         beat_all(side)
         until(lambda: meter.check(port_id="p").freshness == "LIVE", "states to be live again")
         found = list(dict.fromkeys(ids(side)))
@@ -161,7 +165,7 @@ class TestAnswers:
         api.answer = answer
         meter = meter_of(http_side)
         meter.record(event_id="e", port_id="p", **USE)
-        assert meter.flush(20)
+        assert meter.flush(WAIT_S)
         assert ids(http_side) == ["e"]
         assert meter.stats.rejected == {}
 
@@ -181,7 +185,7 @@ class TestAnswers:
         http_side.api.answer = lambda _: next(told, None)
         meter = meter_of(http_side)
         meter.record(event_id="e", port_id="p", **USE)
-        assert meter.flush(20)
+        assert meter.flush(WAIT_S)
         assert (ids(http_side), meter.stats.rejected) == (["e"], {})
         assert next(told, None) is None
 
@@ -193,7 +197,7 @@ class TestAnswers:
         meter = meter_of(http_side)
         for number in range(100):
             meter.record(event_id=f"e{number}", port_id="p", **USE)
-        assert meter.flush(20)
+        assert meter.flush(WAIT_S)
         assert ids(http_side) == [f"e{n}" for n in range(100)]
 
     def test_one_that_is_refused_stops_nothing(
@@ -207,7 +211,7 @@ class TestAnswers:
         meter = meter_of(http_side)
         for number in range(20):
             meter.record(event_id=f"e{number}", port_id="p", **USE)
-        assert meter.flush(20)
+        assert meter.flush(WAIT_S)
         assert sorted(ids(http_side)) == sorted(f"e{n}" for n in range(20) if n != 7)
         assert meter.stats.rejected == {"refused": 1}
 
@@ -215,23 +219,23 @@ class TestAnswers:
 class TestFork:
     def test_a_child_sends_and_decides_by_itself(self, side: Side, meter_of: MakeMeter) -> None:
         side.put(0, *record(state("port:a", used=0, hard=100), 1))
-        beat_all(side)
         code = (
-            "assert meter.wait_ready(20)\n"
+            "assert meter.wait_ready(60)\n"
             "parent_call = meter.begin(port_id='a', estimated_tokens=80)\n"
             "assert not meter.check(port_id='a', estimated_tokens=30).allowed\n"
             "pid = os.fork()\n"
             "who = 'parent' if pid else 'child'\n"
             "if not pid:\n"
-            "    assert meter.wait_ready(20)\n"
+            "    assert meter.wait_ready(60)\n"
             "    assert meter.check(port_id='a', estimated_tokens=100).allowed\n"
             "    assert meter.stats.held == 0\n"
             "for n in range(50): meter.record(event_id=f'{who}{n}', port_id='p', **use)\n"
-            "assert meter.flush(20), meter.stats\n"
+            "assert meter.flush(60), meter.stats\n"
             "assert meter.stats.sent == 50\n"
             "if pid: sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
         )
-        assert service(side.environ, code) == 0
+        with counting(side):
+            assert service(side.environ, code) == 0
         assert sorted(ids(side)) == sorted(
             f"{who}{n}" for who in ("parent", "child") for n in range(50)
         )
@@ -265,14 +269,14 @@ class TestFork:
         process = subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL)
         try:
             seen: list[str] = []
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + WAIT_S
             while (len(set(seen)) < 2 or len(seen) < 40) and time.monotonic() < deadline:
                 body = _get(port)
                 if body:
                     seen.append(body)
             assert len(set(seen)) == 2, "both workers answered"
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(WAIT_S) == 0
         finally:
             process.kill()
             process.wait(10)
@@ -283,7 +287,7 @@ class TestFork:
 
 
 def _get(port: int) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_S)
     try:
         connection.request("GET", "/")
         return connection.getresponse().read().decode()

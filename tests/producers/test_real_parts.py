@@ -33,7 +33,10 @@ from tests.producers.sides import until
 ROOT = Path(__file__).parent.parent.parent
 CAP, ESTIMATE = 1_000, 100
 PROCESSES, IN_FLIGHT, SHARED_ESTIMATE, SHARED_CAP = 3, 4, 50, 40_000
-WAIT_S = 60.0
+WAIT_S = 120.0
+CAPPED = ("hard-cap-exceeded", "estimated-exceeds-cap")
+"""Why calls end; a worker that is kept from counting for seconds makes states stale, and those
+calls are refused here (``on_stale``) until it goes on."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,10 @@ def environ(request: pytest.FixtureRequest, deployment: Deployment, tmp_path: Pa
 
 
 def set_budget(deployment: Deployment, scope: str, hard_cap: int, **changes: Any) -> None:
-    policy = {"scope": scope, "unit": "tokens", "period": "month", "hard_cap": hard_cap}
+    policy = {
+        "scope": scope, "unit": "tokens", "period": "month", "hard_cap": hard_cap,
+        "on_stale": "deny",
+    }  # fmt: skip
     settings = deployment.settings
     asyncio.run(
         write_policies(
@@ -64,13 +70,15 @@ def set_budget(deployment: Deployment, scope: str, hard_cap: int, **changes: Any
 def calls_until_refused(meter: Meter, port_id: str) -> int:
     calls = 0
     asked: dict[str, Any] = {"port_id": port_id, "provider": "acme", "model": "m"}
-    try:
-        while True:
+    while True:
+        try:
             with meter.guard(**asked, estimated_tokens=ESTIMATE) as call:
                 call.record(input_tokens=ESTIMATE)
                 calls += 1
-    except BudgetExceeded:
-        return calls
+        except BudgetExceeded as refused:
+            if refused.reason in CAPPED:
+                return calls
+            time.sleep(0.1)
 
 
 def test_capped_over_http_and_seen_over_kafka(deployment: Deployment, tmp_path: Path) -> None:
@@ -79,15 +87,15 @@ def test_capped_over_http_and_seen_over_kafka(deployment: Deployment, tmp_path: 
         Meter.from_env(environ_of(deployment, "http", tmp_path)) as one,
         Meter.from_env(environ_of(deployment, "kafka", tmp_path)) as other,
     ):
-        assert one.wait_ready(30)
-        assert other.wait_ready(30)
+        assert one.wait_ready(WAIT_S)
+        assert other.wait_ready(WAIT_S)
         until(lambda: one.check(port_id="a").reason == "ok", "the policy over HTTP")
         until(lambda: other.check(port_id="a").reason == "ok", "the policy over Kafka")
         # One process with upper bounds goes over nothing.
         assert calls_until_refused(one, "a") == CAP // ESTIMATE
-        assert one.flush(30)
+        assert one.flush(WAIT_S)
         until(lambda: other.check(port_id="a").used == CAP, "the other process to see it")
-        assert other.check(port_id="a").reason == "hard-cap-exceeded"
+        until(lambda: other.check(port_id="a").reason == "hard-cap-exceeded", "the verdict")
         until(lambda: one.stats.held == 0, "heartbeats to contain every call")
         assert one.check(port_id="a").used == CAP
 
@@ -110,19 +118,19 @@ def test_one_process_with_upper_bounds_never_goes_over(
             except BudgetExceeded:
                 held = meter.stats.held
                 verdict = meter.check(port_id=port_id, estimated_tokens=ESTIMATE)
-                if not held and not verdict.allowed:
+                if not held and verdict.reason in CAPPED:
                     return
                 time.sleep(0.02)  # refused too early, perhaps: until a heartbeat has passed
 
     with Meter.from_env(environ) as meter:
-        assert meter.wait_ready(30)
+        assert meter.wait_ready(WAIT_S)
         until(lambda: meter.check(port_id=port_id).hard_cap == CAP * 10, "the policy")
         threads = [threading.Thread(target=work) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(WAIT_S)
-        assert meter.flush(30)
+        assert meter.flush(WAIT_S)
         assert not any(thread.is_alive() for thread in threads)
     used = sum(event["input_tokens"] for event in events_of(deployment, port_id))
     assert CAP * 10 - ESTIMATE < used <= CAP * 10
@@ -143,7 +151,7 @@ def test_processes_overshoot_within_the_formula(deployment: Deployment, tmp_path
     for report in reports:
         assert report.calls
         assert len(report.refused) == IN_FLIGHT
-        assert set(report.refused) <= {"hard-cap-exceeded", "estimated-exceeds-cap"}
+        assert set(report.refused) <= set(CAPPED)
         own = {call[0] for call in report.calls}
         others = [calls[event_id][2] for event_id in written if event_id not in own]
         most = most_within(sorted(others), longest_lag_s(report, recorded_s))
@@ -208,7 +216,7 @@ def most_within(times_s: list[float], span_s: float) -> int:
 def get(url: str) -> int:
     """The status of the answer, 0 while nobody answers."""
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
@@ -243,7 +251,7 @@ def test_the_example_is_capped_while_it_runs(
         until(lambda: used_of(deployment, port_id) >= cap, "the events to arrive")
     finally:
         service.terminate()
-        assert service.wait(30) in (0, -signal.SIGTERM)
+        assert service.wait(WAIT_S) in (0, -signal.SIGTERM)
     assert used_of(deployment, port_id) == cap
 
 
@@ -261,7 +269,7 @@ def ask(deployment: Deployment, **asked: Any) -> dict[str, Any]:
         json.dumps(asked).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.loads(answer.read())
 
 
@@ -288,8 +296,8 @@ def test_a_worker_that_stands_still_makes_states_stale_everywhere(
                 [(v["allowed"], v["reason"], v["freshness"]) for v in asked],
             ]
 
-        assert one.wait_ready(30)
-        assert other.wait_ready(30)
+        assert one.wait_ready(WAIT_S)
+        assert other.wait_ready(WAIT_S)
         live = [(True, "ok", "LIVE"), (True, "ok", "LIVE"), (False, "hard-cap-exceeded", "LIVE")]
         stale = [(False, "stale", "STALE"), (True, "stale", "STALE"), (True, "stale", "STALE")]
         until(lambda: answers() == [live] * 3, "all to be live")

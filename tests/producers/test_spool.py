@@ -33,7 +33,7 @@ def left_behind(root: Path, code: str) -> None:
         "import os, signal\nfrom pathlib import Path\nfrom producers.spool import Spool\n"
         f"spool = Spool(Path({str(root)!r}))\n{code}\nos.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", program], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
 
 

@@ -14,7 +14,7 @@ from producers.prices import Prices
 from producers.settings import MeterSettings
 from producers.transports.kafka import KafkaTransport
 from producers.transports.transport import Follower, StateTaker
-from tests.producers.sides import PARTITIONS, WAIT_S, KafkaSide, Side, beat_all, until
+from tests.producers.sides import PARTITIONS, WAIT_S, KafkaSide, Side, counting, until
 from tests.producers.states import record, state
 
 MakeMeter = Callable[[Side], Meter]
@@ -38,7 +38,7 @@ def test_events_arrive_in_order_and_once(side: Side, meter_of: MakeMeter) -> Non
     meter = meter_of(side)
     for number in range(2_500):
         meter.record(event_id=f"e{number}", port_id=f"p{number % 5}", **USE)
-    assert meter.flush(30)
+    assert meter.flush(WAIT_S)
     arrived = side.events()
     assert sorted(event["event_id"] for event in arrived) == sorted(f"e{n}" for n in range(2_500))
     for port in range(5):
@@ -54,40 +54,40 @@ def test_states_come_first_all_then_every_change(side: Side, meter_of: MakeMeter
     side.put(1, *record(state("user:u", used=0, hard=50), 1))
     side.put(1, *record(state("user:gone", used=50, hard=50), 1))
     side.put(1, b"user:gone|tokens|month", None)
-    beat_all(side)
-    meter = meter_of(side)
-    assert meter.wait_ready(20)
-    assert verdict_of(meter, port_id="a") == (False, "hard-cap-exceeded", "LIVE")
-    assert verdict_of(meter, user_id="u", estimated_tokens=50) == (True, "ok", "LIVE")
-    assert verdict_of(meter, user_id="gone") == (True, "no-policy", "LIVE")
-    side.put(1, *record(state("user:u", used=50, hard=50), 2))
-    until(lambda: not meter.check(user_id="u").allowed, "a new state")
-    side.put(1, *record(state("user:u", used=0, hard=50), 1))  # an older version
-    side.put(0, b"port:a|tokens|month", None)
-    until(lambda: meter.check(port_id="a").reason == "no-policy", "a tombstone")
-    assert verdict_of(meter, user_id="u") == (False, "hard-cap-exceeded", "LIVE")
+    with counting(side):
+        meter = meter_of(side)
+        assert meter.wait_ready(WAIT_S)
+        assert verdict_of(meter, port_id="a") == (False, "hard-cap-exceeded", "LIVE")
+        assert verdict_of(meter, user_id="u", estimated_tokens=50) == (True, "ok", "LIVE")
+        assert verdict_of(meter, user_id="gone") == (True, "no-policy", "LIVE")
+        side.put(1, *record(state("user:u", used=50, hard=50), 2))
+        until(lambda: not meter.check(user_id="u").allowed, "a new state")
+        side.put(1, *record(state("user:u", used=0, hard=50), 1))  # an older version
+        side.put(0, b"port:a|tokens|month", None)
+        until(lambda: meter.check(port_id="a").reason == "no-policy", "a tombstone")
+        assert verdict_of(meter, user_id="u") == (False, "hard-cap-exceeded", "LIVE")
 
 
 def test_a_call_is_held_until_its_record_is_contained(side: Side, meter_of: MakeMeter) -> None:
     side.put(0, *record(state("port:a", used=0, hard=100), 1))
-    beat_all(side)
-    meter = meter_of(side)
-    assert meter.wait_ready(20)
-    with meter.guard(port_id="a", estimated_tokens=70) as call:
-        assert verdict_of(meter, port_id="a", estimated_tokens=31)[:2] == (
-            False,
-            "estimated-exceeds-cap",
-        )
-        call.record(**USE)
-    assert meter.flush(20)
-    assert meter.check(port_id="a").used == 40  # what it used, not what was estimated
-    partition = sent_to(side)
-    beat_all(side, through={partition: 0})
-    side.put(0, *record(state("port:a", used=40, hard=100), 2))
-    until(lambda: meter.check(port_id="a").used == 80, "the state beside the hold")
-    beat_all(side, through={partition: 1})
-    until(lambda: meter.check(port_id="a").used == 40, "the hold to be let go")
-    until(lambda: meter.stats.held == 0, "all partitions to contain it")
+    with counting(side) as said:
+        meter = meter_of(side)
+        assert meter.wait_ready(WAIT_S)
+        with meter.guard(port_id="a", estimated_tokens=70) as call:
+            assert verdict_of(meter, port_id="a", estimated_tokens=31)[:2] == (
+                False,
+                "estimated-exceeds-cap",
+            )
+            call.record(**USE)
+        assert meter.flush(WAIT_S)
+        assert meter.check(port_id="a").used == 40  # what it used, not what was estimated
+        partition = sent_to(side)
+        said.through = {partition: 0}
+        side.put(0, *record(state("port:a", used=40, hard=100), 2))
+        until(lambda: meter.check(port_id="a").used == 80, "the state beside the hold")
+        said.through = {partition: 1}
+        until(lambda: meter.check(port_id="a").used == 40, "the hold to be let go")
+        until(lambda: meter.stats.held == 0, "all partitions to contain it")
 
 
 def sent_to(side: Side) -> int:
@@ -98,14 +98,14 @@ def sent_to(side: Side) -> int:
 def test_prices_are_known_from_the_first_check(side: Side, meter_of: MakeMeter) -> None:
     side.put_rate(RATE)
     side.put(0, *record(state("port:a", used=0, hard=5 * 10**9, unit="cost")))
-    beat_all(side)
-    meter = meter_of(side)
-    assert meter.wait_ready(20)
-    asked = {"port_id": "a", "provider": "acme", "model": "m-1"}
-    assert verdict_of(meter, **asked, estimated_tokens=2)[0]  # at 2 a token
-    assert not verdict_of(meter, **asked, estimated_tokens=3)[0]
-    assert verdict_of(meter, **asked, estimated_tokens=3, estimated_cost="5")[0]
-    assert verdict_of(meter, port_id="a", provider="acme", model="?", estimated_tokens=9)[0]
+    with counting(side):
+        meter = meter_of(side)
+        assert meter.wait_ready(WAIT_S)
+        asked = {"port_id": "a", "provider": "acme", "model": "m-1"}
+        assert verdict_of(meter, **asked, estimated_tokens=2)[0]  # at 2 a token
+        assert not verdict_of(meter, **asked, estimated_tokens=3)[0]
+        assert verdict_of(meter, **asked, estimated_tokens=3, estimated_cost="5")[0]
+        assert verdict_of(meter, port_id="a", provider="acme", model="?", estimated_tokens=9)[0]
 
 
 def test_what_is_invalid_is_refused_here_and_counted(side: Side, meter_of: MakeMeter) -> None:
@@ -113,7 +113,7 @@ def test_what_is_invalid_is_refused_here_and_counted(side: Side, meter_of: MakeM
     meter.record(port_id="p", **USE | {"input_tokens": -1})
     meter.record(**USE)
     meter.record(port_id="p", event_id="good", **USE)
-    assert meter.flush(20)
+    assert meter.flush(WAIT_S)
     assert [event["event_id"] for event in side.events()] == ["good"]
     assert meter.stats.rejected == {"out-of-range": 1, "missing-field": 1}
 
@@ -161,7 +161,7 @@ def test_events_go_to_their_ports_home_partition(
     ports = ["a", "harbor-7", "ß|%:", "x" * 128, *map(str, range(40))]
     for port in ports:
         meter.record(port_id=port, **USE)
-    assert meter.flush(20)
+    assert meter.flush(WAIT_S)
     found = side.records()
     assert {key.decode() for _, key, _ in found} == set(ports)
     for partition, key, value in found:

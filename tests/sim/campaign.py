@@ -1,4 +1,4 @@
-"""Many runs, on every processor, within a time box.
+"""Many runs, on every processor: so many, or as many as a time box holds.
 
 Each process takes every n-th seed. They are processes of their own because Python's hash seed must
 be 0 in each: a run is the same everywhere only if sets are walked in the same order.
@@ -20,7 +20,8 @@ from tests.sim.simulation import simulate
 ROOT = Path(__file__).parent.parent.parent
 MAX_FAILURES = 3
 RUNS_PER_COLLECTION = 20
-GRACE_S = 90.0
+END_S = 60.0
+"""As long as a run may take that has begun when the time is over."""
 COMMAND = (sys.executable, "-m", "tests.sim.campaign")
 
 
@@ -33,17 +34,17 @@ class Found:
     failures: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
 
 
-def explore(first: int, seconds: float, least_runs: int = 0) -> Found:
-    """Runs seeds from ``first`` on until ``seconds`` are over, on every processor.
-
-    Where others keep the processors busy it goes on until ``least_runs``, at most ``GRACE_S`` more.
+def explore(first: int, *, runs: int | None = None, seconds: float | None = None) -> Found:
+    """Runs seeds from ``first`` on, on every processor: ``runs`` of them however long that takes,
+    or until ``seconds`` are over.
     """
     count = len(os.sched_getaffinity(0))
-    least = str(-(-least_runs // count))
+    last = "" if runs is None else str(first + runs - 1)
+    time_s = "" if seconds is None else str(seconds)
     environ = {**os.environ, "PYTHONHASHSEED": "0"}
     processes = [
         subprocess.Popen(
-            [*COMMAND, str(first + n), str(count), str(seconds), least],
+            [*COMMAND, str(first + n), str(count), last, time_s],
             cwd=ROOT,
             env=environ,
             stdout=subprocess.PIPE,
@@ -53,7 +54,7 @@ def explore(first: int, seconds: float, least_runs: int = 0) -> Found:
     found = Found()
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=seconds + 2 * GRACE_S)
+            output, _ = process.communicate(timeout=None if seconds is None else seconds + END_S)
             if process.returncode != 0:
                 raise RuntimeError(f"a process of the campaign ended with {process.returncode}")
             body = json.loads(output)
@@ -68,17 +69,16 @@ def explore(first: int, seconds: float, least_runs: int = 0) -> Found:
     return found
 
 
-def run_seeds(first: int, stride: int, seconds: float, least_runs: int) -> Found:
-    """Runs ``first``, ``first + stride``, … in this process."""
+def run_seeds(first: int, stride: int, last: int | None, seconds: float | None) -> Found:
+    """Runs ``first``, ``first + stride``, … in this process, up to ``last`` or for ``seconds``."""
     found = Found()
     start_s = time.monotonic()
     gc.collect()
     gc.freeze()
     gc.disable()  # a run leaves cycles behind, and collecting in its midst takes a third of it
     seed = first
-    while len(found.failures) < MAX_FAILURES:
-        spent_s = time.monotonic() - start_s
-        if spent_s > seconds and (found.runs >= least_runs or spent_s > seconds + GRACE_S):
+    while len(found.failures) < MAX_FAILURES and (last is None or seed <= last):
+        if seconds is not None and time.monotonic() - start_s > seconds:
             break
         outcome = simulate(scenario_of(seed))
         found.runs += 1
@@ -92,8 +92,10 @@ def run_seeds(first: int, stride: int, seconds: float, least_runs: int) -> Found
 
 
 def main() -> None:
-    first, stride, seconds, least_runs = sys.argv[1:]
-    found = run_seeds(int(first), int(stride), float(seconds), int(least_runs))
+    first, stride, last, seconds = sys.argv[1:]
+    found = run_seeds(
+        int(first), int(stride), int(last) if last else None, float(seconds) if seconds else None
+    )
     print(json.dumps({"runs": found.runs, "hits": found.hits, "failures": found.failures}))
 
 

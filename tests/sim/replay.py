@@ -71,7 +71,7 @@ def _replay(scenario: Scenario, no_shrink: bool) -> int:
 
 
 def _explore(first: int, seconds: float) -> int:
-    found = explore(first, seconds)
+    found = explore(first, seconds=seconds)
     print(f"{found.runs} runs from seed {first} on, {len(found.failures)} failed")
     for name, count in sorted(found.hits.items()):
         print(f"{count:8} {name}")

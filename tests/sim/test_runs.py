@@ -1,4 +1,4 @@
-"""Thousands of seeded runs against the oracle, and the proof that they are not vacuous."""
+"""Hundreds of seeded runs against the oracle, and the proof that they are not vacuous."""
 
 import os
 import subprocess
@@ -13,9 +13,8 @@ from tests.sim.scenario import POINTS, RESOLVER_POINTS, Scenario, scenario_of
 from tests.sim.simulation import simulate
 
 FIRST_SEED = 1
-CAMPAIGN_S = 100.0
-# A seventh of what two free processors do in that time.
-LEAST_RUNS = 300
+RUNS = 600
+"""The same ones everywhere, however fast the machine is; ``make sim`` looks for others."""
 CORRECTION_FATES = (
     "accepted",
     "duplicate",
@@ -92,10 +91,10 @@ LEAST_HITS = {
 
 @pytest.fixture(scope="module")
 def found() -> Found:
-    return explore(FIRST_SEED, CAMPAIGN_S, LEAST_RUNS)
+    return explore(FIRST_SEED, runs=RUNS)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1_500)
 def test_every_run_agrees_with_the_oracle(found: Found) -> None:
     print(f"\n{found.runs} simulated runs from seed {FIRST_SEED} on")
     told = [
@@ -103,7 +102,7 @@ def test_every_run_agrees_with_the_oracle(found: Found) -> None:
         for seed, problems in found.failures.items()
     ]
     assert not told, "\n".join(told)
-    assert found.runs >= LEAST_RUNS
+    assert found.runs == RUNS
 
 
 def test_every_fault_and_every_fate_occurred(found: Found) -> None:

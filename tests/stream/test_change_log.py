@@ -141,7 +141,7 @@ def _budgets_set(kafka: str, prefix: str, fault: str) -> int:
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", *words],
         env=environ,
-        timeout=60,
+        timeout=120,
         check=False,
         capture_output=True,
     )

@@ -137,7 +137,7 @@ async def recreate(deployment: WorkerDeployment, topic: str) -> None:
     await admin.start()
     try:
         await admin.delete_topics([topic])
-        await asyncio.wait_for(until_gone(admin, topic), 30)
+        await asyncio.wait_for(until_gone(admin, topic), 60)
     finally:
         await admin.close()
     await create_or_check_topics(deployment.client, deployment.topics, PARTITIONS)

@@ -226,6 +226,20 @@ def test_no_port_is_given_twice() -> None:
     assert len(set(ports)) == len(ports)
 
 
+def test_a_port_that_was_given_is_kept_from_other_processes_until_its_server_listens() -> None:
+    port = free_port()
+    code = (
+        "import sys; from pipeline.ops import loopback_ports as ports;"
+        "ports._FIRST = ports._LAST = int(sys.argv[1]); ports.free_port()"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code, str(port)], capture_output=True, text=True, check=False
+    )
+    assert f"found no free port on 127.0.0.1 between {port} and {port}" in other.stderr
+    with socket.create_server(("127.0.0.1", port)):
+        assert not port_is_free("127.0.0.1", port)
+
+
 def _runs(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

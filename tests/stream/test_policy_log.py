@@ -20,7 +20,7 @@ from pipeline.stream.policy_log import (
 )
 from pipeline.stream.topics import Topics, create_or_check_topics
 
-DEADLINE_S = 20
+DEADLINE_S = 60
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ async def _create(client: dict[str, Any], topic: NewTopic) -> None:
     try:
         answer = await admin.create_topics([topic])
         assert [row[1] for row in answer.topic_errors] == [0]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await admin.describe_topics([topic.name]))[0]["error_code"] != 0:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
     finally:
@@ -39,7 +39,7 @@ async def _delete(client: dict[str, Any], topic: str) -> None:
     await admin.start()
     try:
         await admin.delete_topics([topic])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while topic in await admin.list_topics():  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
     finally:

@@ -231,7 +231,7 @@ async def test_state_is_as_the_contract_shows_it(served: WorkerDeployment) -> No
 async def test_heartbeats_come_on_every_partition(served: WorkerDeployment) -> None:
     seen: dict[int, list[dict[str, Any]]] = {p: [] for p in range(PARTITIONS)}
     async with (
-        asyncio.timeout(30),
+        asyncio.timeout(60),
         AIOKafkaConsumer(
             served.topics.state, **served.client, auto_offset_reset="latest"
         ) as consumer,
@@ -296,29 +296,38 @@ async def test_an_own_policy_replaces_the_wildcard(served: WorkerDeployment) -> 
 
 
 async def test_the_end_of_an_extra_is_published_without_traffic(served: WorkerDeployment) -> None:
-    await served.publish([event(10, port_id="extra", input_tokens=105, output_tokens=0)])
-    await served.settled()
-    await served.set_policy(
-        scope="port:extra",
-        unit="tokens",
-        period="day",
-        hard_cap=100,
-        extra={"amount": 10, "until": in_seconds(4)},
-    )
-    key = "port:extra|tokens|day"
-    await served.state_is(key, hard_cap=110, status="soft-cap-exceeded", remaining=5)
-    await served.state_is(key, hard_cap=100, status="hard-cap-exceeded", remaining=-5)
+    # A worker that is kept from working until the end of an extra publishes nothing of it.
+    for seconds in (4, 12, 36):
+        port, key = f"extra-{seconds}", f"port:extra-{seconds}|tokens|day"
+        await served.publish([event(10, port_id=port, input_tokens=105, output_tokens=0)])
+        await served.settled()
+        await served.set_policy(
+            scope=f"port:{port}",
+            unit="tokens",
+            period="day",
+            hard_cap=100,
+            extra={"amount": 10, "until": in_seconds(seconds)},
+        )
+        await served.state_is(key, hard_cap=100, status="hard-cap-exceeded", remaining=-5)
+        *during, after = await served.history(key)
+        if during:
+            break
+    assert [(s["hard_cap"], s["status"], s["remaining"]) for s in during] == [
+        (110, "soft-cap-exceeded", 5)
+    ]
+    assert after["version"] > during[0]["version"]
 
 
 async def test_a_rate_with_lead_time_switches_at_a_recorded_offset(
     fresh: WorkerDeployment,
 ) -> None:
-    settings = {"TALLYPORT_PRICE_LEAD_S": "2"}
-    worker = fresh.start_worker(**settings)
+    worker = fresh.start_worker(TALLYPORT_PRICE_LEAD_S="1")
     await worker.wait_ready()
     await fresh.publish([event(n, port_id="rated") for n in range(10)])
     await fresh.settled()
-    switch = in_seconds(4)
+    # All of this but the lead time is there for the rate to get into its topic.
+    switches = datetime.now(UTC) + timedelta(seconds=5)
+    switch = switches.isoformat()
     later = {
         **RATE,
         "rate_id": "later-rate",
@@ -327,7 +336,7 @@ async def test_a_rate_with_lead_time_switches_at_a_recorded_offset(
     }
     del later["backdated"]
     version = await fresh.put(fresh.topics.rates, "later-rate", later)
-    await asyncio.sleep(4.5)
+    await asyncio.sleep((switches - datetime.now(UTC)).total_seconds() + 0.1)
     await fresh.publish(
         [event(n, port_id="rated", occurred_at=switch) for n in range(10, 20)]
         + [event(n, port_id="rated", occurred_at=in_seconds(-60)) for n in range(20, 30)]

@@ -212,7 +212,7 @@ async def test_a_recreated_events_topic_is_refused(deployment: WorkerDeployment)
     await admin.start()
     try:
         await admin.delete_topics([deployment.topics.events])
-        await asyncio.wait_for(until_gone(admin, deployment.topics.events), 30)
+        await asyncio.wait_for(until_gone(admin, deployment.topics.events), 60)
     finally:
         await admin.close()
     await create_or_check_topics(deployment.client, deployment.topics, PARTITIONS)

@@ -250,6 +250,14 @@ class WorkerDeployment:
             if not record.key.startswith(b"!heartbeat|")
         }
 
+    async def history(self, key: str) -> list[dict[str, Any]]:
+        """Every state of ``key`` that was published, oldest first."""
+        return [
+            json.loads(record.value)
+            for record in await self.read(self.topics.state)
+            if record.key == key.encode() and record.value is not None
+        ]
+
     async def state_is(self, key: str, **wanted: Any) -> dict[str, Any]:
         """Waits until the state under ``key`` has the wanted fields; returns it."""
         state: dict[str, Any] | None = None

@@ -28,7 +28,7 @@ def client(problems: list[str], mortal: list[str]) -> Iterator[httpx.Client]:
     server = serve_health(0, "sink", lambda: problems, lambda: mortal)
     port = server.address.rpartition(":")[2]
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as found:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as found:
             yield found
     finally:
         server.close()

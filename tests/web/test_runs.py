@@ -13,7 +13,7 @@ from tests.ledger_fixture import LedgerAddress
 from tests.stream.conftest import migrated_database, url_of
 from tests.web.api_process import ApiProcess
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 SPAN = {"from": "2026-11-01", "to": "2026-11-02"}
 
 

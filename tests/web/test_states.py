@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.web.api_process import PARTITIONS, ApiProcess, state
+
+WAIT_S = 60.0
 
 
 class Stream:
@@ -52,7 +53,7 @@ def check(api: ApiProcess, **body: Any) -> Any:
 
 
 def wait_for(api: ApiProcess, key: str, version: int) -> None:
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + WAIT_S
     with api.http() as client:
         while True:
             found = {one["key"]: one for one in client.get("/v1/state").json()["states"]}
@@ -64,35 +65,36 @@ def wait_for(api: ApiProcess, key: str, version: int) -> None:
 
 async def test_states_and_checks(api: ApiProcess) -> None:
     allowed, full = state("port:a", 10), state("user:u", 1_000)
-    await api.put_states(state("port:*", 0, 50), allowed, full)
-    wait_for(api, "user:u|tokens|month", full["version"])
-    with api.http() as client:
-        body = client.get("/v1/state").json()
-        assert body["freshness"] == "LIVE"
-        assert body["partitions"] == PARTITIONS
-        assert {beat["partition"] for beat in body["heartbeats"]} == set(range(PARTITIONS))
-        [one] = client.get("/v1/state?scope=port:a").json()["states"]
-        assert {**one, **allowed} == one
-        [other] = client.get("/v1/state?scope=port:other").json()["states"]
-        assert (other["scope"], other["used"], other["hard_cap"]) == ("port:other", 0, 50)
-        assert client.get("/v1/state?unit=cost").json()["states"] == []
-        assert client.get("/v1/state?unit=bytes").status_code == 400
-        first = client.get("/v1/state?limit=1").json()
-        rest = client.get(f"/v1/state?limit=5&after={first['next']}").json()
-        assert len(rest["states"]) == 2
-        assert rest["next"] is None
+    with api.counted_for():
+        await api.put_states(state("port:*", 0, 50), allowed, full)
+        wait_for(api, "user:u|tokens|month", full["version"])
+        with api.http() as client:
+            body = client.get("/v1/state").json()
+            assert body["freshness"] == "LIVE"
+            assert body["partitions"] == PARTITIONS
+            assert {beat["partition"] for beat in body["heartbeats"]} == set(range(PARTITIONS))
+            [one] = client.get("/v1/state?scope=port:a").json()["states"]
+            assert {**one, **allowed} == one
+            [other] = client.get("/v1/state?scope=port:other").json()["states"]
+            assert (other["scope"], other["used"], other["hard_cap"]) == ("port:other", 0, 50)
+            assert client.get("/v1/state?unit=cost").json()["states"] == []
+            assert client.get("/v1/state?unit=bytes").status_code == 400
+            first = client.get("/v1/state?limit=1").json()
+            rest = client.get(f"/v1/state?limit=5&after={first['next']}").json()
+            assert len(rest["states"]) == 2
+            assert rest["next"] is None
 
-    verdict = check(api, port_id="a", estimated_tokens=990)
-    assert (verdict["allowed"], verdict["reason"], verdict["remaining"]) == (True, "ok", 990)
-    assert verdict["freshness"] == "LIVE"
-    assert [p["scope"] for p in verdict["policies"]] == ["port:a"]
-    refused = check(api, port_id="a", estimated_tokens=991)
-    assert (refused["allowed"], refused["reason"]) == (False, "estimated-exceeds-cap")
-    refused = check(api, port_id="a", user_id="u")
-    assert (refused["reason"], refused["scope"]) == ("hard-cap-exceeded", "user:u")
-    assert [p["allowed"] for p in refused["policies"]] == [False, True]
-    assert check(api, port_id="new", estimated_tokens=51)["allowed"] is False
-    assert check(api, user_id="nobody")["reason"] == "no-policy"
+        verdict = check(api, port_id="a", estimated_tokens=990)
+        assert (verdict["allowed"], verdict["reason"], verdict["remaining"]) == (True, "ok", 990)
+        assert verdict["freshness"] == "LIVE"
+        assert [p["scope"] for p in verdict["policies"]] == ["port:a"]
+        refused = check(api, port_id="a", estimated_tokens=991)
+        assert (refused["allowed"], refused["reason"]) == (False, "estimated-exceeds-cap")
+        refused = check(api, port_id="a", user_id="u")
+        assert (refused["reason"], refused["scope"]) == ("hard-cap-exceeded", "user:u")
+        assert [p["allowed"] for p in refused["policies"]] == [False, True]
+        assert check(api, port_id="new", estimated_tokens=51)["allowed"] is False
+        assert check(api, user_id="nobody")["reason"] == "no-policy"
 
 
 def test_a_check_that_is_wrong_names_the_field(api: ApiProcess) -> None:
@@ -137,7 +139,7 @@ async def test_the_stream_tells_all_then_changes_and_resumes(api: ApiProcess) ->
         added = state("org:t", 3)
         await api.put_states(added, gone)
         wait_for(api, "org:t|tokens|month", added["version"])
-        deadline_s = time.monotonic() + 30
+        deadline_s = time.monotonic() + WAIT_S
         while client.get("/v1/state?scope=org:s").json()["states"]:
             assert time.monotonic() < deadline_s
             await asyncio.sleep(0.02)
@@ -153,20 +155,21 @@ async def test_the_stream_tells_all_then_changes_and_resumes(api: ApiProcess) ->
                 assert Stream(anew).next("reset", "state")[0] == "reset"
 
 
-@pytest.mark.timeout(60)
 async def test_what_stops_advancing_is_stale(api: ApiProcess) -> None:
     denying = state("group:g", 1, on_stale="deny")
     await api.put_states(denying)
-    wait_for(api, "group:g|tokens|month", denying["version"])
-    assert check(api, group_id="g")["allowed"] is True
-    deadline_s = time.monotonic() + 30
+    with api.counted_for():
+        wait_for(api, "group:g|tokens|month", denying["version"])
+        assert check(api, group_id="g")["allowed"] is True
+    deadline_s = time.monotonic() + WAIT_S
     while (verdict := check(api, group_id="g"))["freshness"] == "LIVE":
         assert time.monotonic() < deadline_s
         await asyncio.sleep(0.2)
     assert (verdict["allowed"], verdict["reason"], verdict["freshness"]) == (
         False, "stale", "STALE",
     )  # fmt: skip
-    await api.beat()
-    while check(api, group_id="g")["allowed"] is False:
-        assert time.monotonic() < deadline_s
-        await asyncio.sleep(0.05)
+    with api.counted_for():
+        deadline_s = time.monotonic() + WAIT_S
+        while check(api, group_id="g")["allowed"] is False:
+            assert time.monotonic() < deadline_s
+            await asyncio.sleep(0.05)

@@ -12,8 +12,8 @@ from tests.web.api_process import ApiProcess, state
 
 SCRIPT = Path(__file__).with_name("follow_states.mjs")
 KAFKAJS = "kafkajs@2.2.4"
-INSTALL_TIMEOUT_S = 120
-RUN_TIMEOUT_S = 60
+INSTALL_TIMEOUT_S = 240
+RUN_TIMEOUT_S = 120
 
 
 def node() -> tuple[str, list[str]]:
