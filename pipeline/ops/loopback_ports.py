@@ -1,5 +1,6 @@
 """TCP ports on this machine: checking that one is free, and finding a free one for port 0."""
 
+import atexit
 import errno
 import random
 import socket
@@ -17,6 +18,12 @@ _given: set[int] = set()
 # Bound and not listening, so that no other process finds them free before their servers listen.
 _KEPT = 64
 _kept: deque[socket.socket] = deque()
+
+
+@atexit.register
+def _let_go() -> None:
+    while _kept:
+        _kept.pop().close()
 
 
 def port_is_free(host: str, port: int) -> bool:

@@ -217,6 +217,9 @@ async def test_tables_lost_beside_events_that_are_kept(
         await worker.wait_ready()
         await new.publish(event(n) for n in range(3_000, 3_100))
         await new.held()
+        # Rows show before their manifest; without any the ledger would not know this log.
+        manifests = "SELECT uniqExact(partition) FROM sink_manifests WHERE topic = "
+        await new.until_query(f"{manifests}'{new.topics.events}'", [(2,)])
         # What only the worker has taken, then what nobody has: the ledger ends before both.
         await sink.killed()
         new.parts.remove(sink)
