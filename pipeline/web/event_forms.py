@@ -40,14 +40,14 @@ _raw_array: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class Submitted(msgspec.Struct, gc=False):
-    """One event as it goes to Kafka: the bytes that the client sent, and record headers.
-
-    ``is_plain`` where the bytes are known to be exactly one JSON value, without headers.
-    """
+    """One event as it goes to Kafka: the bytes that the client sent, and record headers."""
 
     value: bytes
     headers: Headers = NO_HEADERS
-    is_plain: bool = False
+
+
+Found = bytes | Submitted | Rejection
+"""What a body holds: bytes are exactly one JSON value, to be sent without headers."""
 
 
 def media_type(content_type: str | None) -> str:
@@ -69,9 +69,7 @@ def media_type(content_type: str | None) -> str:
     return name
 
 
-def take_apart(
-    body: bytes, name: str, http_headers: Iterable[tuple[str, str]] = ()
-) -> list[Submitted | Rejection]:
+def take_apart(body: bytes, name: str, http_headers: Iterable[tuple[str, str]] = ()) -> list[Found]:
     """The events of a body of media type ``name``, in order; a ``Rejection`` stands for what
     cannot be taken apart. Raises ``Problem`` 413 beyond ``MAX_EVENTS``.
     """
@@ -91,7 +89,7 @@ def take_apart(
     return [Submitted(body)]
 
 
-def _array(body: bytes, headers: Headers, otherwise: Rejection) -> list[Submitted | Rejection]:
+def _array(body: bytes, headers: Headers, otherwise: Rejection) -> list[Found]:
     try:
         elements = _raw_array.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -101,8 +99,8 @@ def _array(body: bytes, headers: Headers, otherwise: Rejection) -> list[Submitte
         return [Submitted(element, headers) for element in loose]
     if len(elements) > MAX_EVENTS:
         raise _too_many()
-    is_plain = not headers
-    return [Submitted(bytes(raw), headers, is_plain) for raw in elements]
+    values = map(bytes, elements)
+    return [Submitted(value, headers) for value in values] if headers else [*values]
 
 
 def _split_loosely(body: bytes) -> list[bytes] | None:

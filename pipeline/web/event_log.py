@@ -37,8 +37,13 @@ _NO_COMPRESSION = 0
 
 Outgoing = tuple[bytes, bytes, Headers]
 """A record to send: its key, which is the port's id and decides the partition, value, headers."""
-Placed = tuple[int, int]
-"""Where an acknowledged record stands: partition and offset."""
+
+
+class Placed(NamedTuple):
+    """Where acknowledged records stand, in their order."""
+
+    partitions: list[int]
+    offsets: list[int]
 
 
 class _Parcel:
@@ -141,7 +146,7 @@ class EventLog:
         """Why events cannot be taken now."""
         return [self._trouble] if self._trouble else []
 
-    async def send(self, records: Sequence[Outgoing]) -> list[Placed]:
+    async def send(self, records: Sequence[Outgoing]) -> Placed:
         """Sends the records and waits; where each of them stands.
 
         Raises ``Problem`` 503 unless every one of them was acknowledged in time. Some may then
@@ -158,8 +163,8 @@ class EventLog:
         for partition, parcel in parcels.items():
             self._lanes[partition].add(parcel)
         await self._settled([*parcels.values()])
-        offsets = {partition: iter(parcel.offsets) for partition, parcel in parcels.items()}
-        return [(partition, next(offsets[partition])) for partition in homes]
+        offsets = {p: iter(parcel.offsets).__next__ for p, parcel in parcels.items()}
+        return Placed(homes, [offsets[partition]() for partition in homes])
 
     async def _settled(self, parcels: list[_Parcel]) -> None:
         waiting = [parcel.done for parcel in parcels]

@@ -2,7 +2,7 @@
 
 import time
 from itertools import repeat
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import msgspec
 from starlette.requests import Request
@@ -19,7 +19,7 @@ from pipeline.core.event_codec import (
 )
 from pipeline.core.rejections import EVENT_REASONS, Rejection
 from pipeline.web.bodies import InFlight, declared_size, read_body
-from pipeline.web.event_forms import NO_HEADERS, Submitted, media_type, take_apart
+from pipeline.web.event_forms import NO_HEADERS, Found, Submitted, media_type, take_apart
 from pipeline.web.event_log import EventLog, Outgoing
 from pipeline.web.gate import REPORTERS, Caller, Gate
 from pipeline.web.problems import Problem
@@ -60,7 +60,7 @@ class Intake:
         self._log = event_log
         self._limits = limits
 
-    async def take(self, found: list[Submitted | Rejection], caller: Caller) -> list[Result]:
+    async def take(self, found: list[Found], caller: Caller) -> list[Result]:
         """The fate of each event, in order. Raises ``Problem`` 503 when the broker does not
         acknowledge; nothing is claimed accepted then."""
         now_ms = int(time.time() * 1000)
@@ -74,8 +74,10 @@ class Intake:
                     results += [self._judge(one, caller, now_ms, outgoing) for one in group]
         if outgoing:
             placed = await self._log.send(outgoing)
-            accepted = (result for result in results if result.reason is None)
-            for result, (partition, offset) in zip(accepted, placed, strict=True):
+            accepted = results
+            if len(outgoing) < len(results):
+                accepted = [result for result in results if result.reason is None]
+            for result, partition, offset in zip(accepted, *placed, strict=True):
                 result.partition, result.offset = partition, offset
             metrics.HTTP_EVENTS_ACCEPTED.inc(len(outgoing))
         if len(outgoing) < len(results):
@@ -86,7 +88,7 @@ class Intake:
 
     def _accept_together(
         self,
-        group: list[Submitted | Rejection],
+        group: list[Found],
         caller: Caller,
         now_ms: int,
         results: list[Result],
@@ -94,13 +96,13 @@ class Intake:
     ) -> bool:
         """Accepts a group that is nothing but usual valid events, for a fraction of what they cost
         singly; False when it may not be."""
-        values = [one.value for one in group if isinstance(one, Submitted) and one.is_plain]
-        if not values or len(values) < len(group):
+        if {*map(type, group)} != {bytes}:
             return False
-        array = b",".join(values)
+        values = cast("list[bytes]", group)
+        array = b"[%b]" % b",".join(values)
         if len(array) > MAX_EVENT_BYTES and max(map(len, values)) > MAX_EVENT_BYTES:
             return False
-        events = decode_plain_array(b"[%b]" % array)
+        events = decode_plain_array(array)
         if events is None:
             return False
         times_us = [event.occurred_at_us for event in events]
@@ -117,7 +119,7 @@ class Intake:
 
     def _judge(
         self,
-        one: Submitted | Rejection,
+        one: Found,
         caller: Caller,
         now_ms: int,
         outgoing: list[Outgoing],
@@ -125,6 +127,8 @@ class Intake:
         """What becomes of one event; an accepted one is added to ``outgoing``."""
         if isinstance(one, Rejection):
             return Result(None, "rejected", one.reason, one.detail)
+        if isinstance(one, bytes):
+            one = Submitted(one)
         event = decode_event(one.value, one.headers)
         if isinstance(event, Rejection):
             return Result(_identity(one), "rejected", event.reason, event.detail)
@@ -158,7 +162,7 @@ class EventsEndpoint:
 
 
 def _answer(results: list[Result]) -> Response:
-    refused = sum(result.status == "rejected" for result in results)
+    refused = sum([result.reason is not None for result in results])
     if refused < len(results):
         body = msgspec.json.encode(_Results(results))
         return Response(body, 207 if refused else 200, media_type="application/json")

@@ -10,7 +10,6 @@ from starlette.routing import Route
 
 from pipeline import metrics
 from pipeline.web.bodies import InFlight, declared_size, read_body
-from pipeline.web.event_forms import Submitted
 from pipeline.web.gate import REPORTERS, Caller, Gate
 from pipeline.web.ingest import Intake
 from pipeline.web.otlp_messages import (
@@ -55,8 +54,8 @@ class TracesEndpoint:
                 raise Problem(413, str(error)) from None
             reporting = [span for span in spans if reports_usage(span)]
             metrics.SPANS_IGNORED.inc(len(spans) - len(reporting))
-            submitted = [Submitted(event_of(span, caller.only_port)) for span in reporting]
-            results = await self._intake.take([*submitted], caller)
+            events = [event_of(span, caller.only_port) for span in reporting]
+            results = await self._intake.take([*events], caller)
         rejected = [
             f"{span.name}: {result.reason}: {result.detail}"
             for span, result in zip(reporting, results, strict=True)
