@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
+from pipeline.bench.heartbeats import following
 from pipeline.bench.load import LoadProcess, Sending
 from pipeline.bench.times import Times
 from pipeline.core.errors import TallyportError
@@ -59,21 +60,11 @@ async def measure(
     client, topics = client_kwargs(settings), Topics(settings.topic_prefix)
     policies = [policy_from_object(policy) for policy in POLICIES]
     await write_policies(client, topics, "bench", policies)
-    tps = [TopicPartition(topics.state, p) for p in range(settings.partition_count)]
     say(f"{rate} events/s for {warm_up_s} + {seconds} s")
     async with (
-        AIOKafkaConsumer(
-            **client,
-            isolation_level="read_committed",
-            enable_auto_commit=False,
-            fetch_max_wait_ms=50,
-        ) as consumer,
+        following(client, topics, settings.partition_count) as consumer,
         AIOKafkaProducer(**client, linger_ms=0, acks="all") as producer,
     ):
-        consumer.assign(tps)
-        await consumer.seek_to_end(*tps)
-        for tp in tps:
-            await consumer.position(tp)
         sending = Sending(rate - _probe_rate(rate), warm_up_s + seconds)
         load = await LoadProcess.start(settings, sending)
         probes = Probes(time.perf_counter() + warm_up_s)

@@ -1,7 +1,5 @@
 """``bench``: throughput and latency on real parts of their own."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import click
@@ -9,8 +7,9 @@ import click
 from pipeline.bench.times import bars
 from pipeline.bench.traffic import Load
 from pipeline.cli.bench_scale import scale
+from pipeline.cli.bench_start import own_settings, say
 from pipeline.cli.bench_stream import EVENTS, run_stream, show_stream, stream
-from pipeline.cli.context import run_async, settings
+from pipeline.cli.context import run_async
 from pipeline.cli.output import as_json, print_json, print_table
 
 _ROUNDS = 3
@@ -109,9 +108,8 @@ def recovery(cells: int, ids: int, stretch: int, json_wanted: bool) -> None:
 async def _recovery(cells: int, ids: int, stretch: int) -> dict[str, object]:
     from pipeline.bench.recovery import run
 
-    with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = settings().on_its_own(Path(folder))
-        found = await run(own, cells, ids, stretch, lambda line: click.echo(line, err=True))
+    with own_settings() as own:
+        found = await run(own, cells, ids, stretch, say)
     return found.to_json()
 
 
@@ -139,9 +137,8 @@ def rebuild(entries: int, cells: int, json_wanted: bool) -> None:
 async def _rebuild(entries: int, cells: int) -> dict[str, object]:
     from pipeline.bench.rebuild import run
 
-    with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = settings().on_its_own(Path(folder))
-        found = await run(own, entries, cells, lambda line: click.echo(line, err=True))
+    with own_settings() as own:
+        found = await run(own, entries, cells, say)
     return found.to_json()
 
 
@@ -162,9 +159,8 @@ def ledger(events: int, json_wanted: bool) -> None:
 async def _ledger(events: int) -> dict[str, object]:
     from pipeline.bench.ledger import run
 
-    with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = settings().on_its_own(Path(folder))
-        found = await run(own, events, lambda line: click.echo(line, err=True))
+    with own_settings() as own:
+        found = await run(own, events, say)
     return found.to_json()
 
 
@@ -195,9 +191,8 @@ def http(events: int, rounds: int, seconds: int, json_wanted: bool) -> None:
 async def _http(events: int, rounds: int, seconds: int) -> dict[str, object]:
     from pipeline.bench.http import run
 
-    with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = settings().on_its_own(Path(folder))
-        found = await run(own, events, rounds, seconds, lambda line: click.echo(line, err=True))
+    with own_settings() as own:
+        found = await run(own, events, rounds, seconds, say)
     return found.to_json()
 
 
@@ -225,9 +220,8 @@ def sdk(rate: int, seconds: int, json_wanted: bool) -> None:
 async def _sdk(rate: int, seconds: int) -> dict[str, object]:
     from pipeline.bench.sdk import run
 
-    with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = settings().on_its_own(Path(folder))
-        return await run(own, rate, seconds, lambda line: click.echo(line, err=True))
+    with own_settings() as own:
+        return await run(own, rate, seconds, say)
 
 
 async def _latency(
@@ -238,18 +232,10 @@ async def _latency(
 
     parts = ("worker",) if worker_only else PARTS
     rows: list[dict[str, object]] = []
-    with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        async with Deployment(settings().on_its_own(Path(folder)), parts) as deployment:
+    with own_settings() as own:
+        async with Deployment(own, parts) as deployment:
             for rate in rates:
-                rows.append(
-                    await measure(
-                        deployment.settings,
-                        rate,
-                        seconds,
-                        warm_up_s,
-                        lambda line: click.echo(line, err=True),
-                    )
-                )
+                rows.append(await measure(deployment.settings, rate, seconds, warm_up_s, say))
     return rows
 
 

@@ -1,12 +1,11 @@
 """``bench scale``: what cells, ids, a start and a month's end cost as their number grows."""
 
-import tempfile
-from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from pipeline.cli.context import run_async, settings
+from pipeline.cli.bench_start import own_settings, say
+from pipeline.cli.context import run_async
 from pipeline.cli.output import as_json, print_json, print_table
 
 CELLS, IDS, MONTH = PARTS = ("cells", "ids", "month")
@@ -95,12 +94,8 @@ async def _scale(
     from pipeline.bench.scale import Size, Traffic, run
     from pipeline.ops.deployment import Deployment
 
-    def say(line: str) -> None:
-        click.echo(line, err=True)
-
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = settings().on_its_own(Path(folder))
+    with own_settings() as own:
         async with Deployment(own, parts=()) as deployment:
             for part, sizes in (
                 (CELLS, [Size(count, 0) for count in cells]),

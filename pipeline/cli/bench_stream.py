@@ -1,13 +1,13 @@
 """``bench stream``: events per second of the worker and of what it is compared with."""
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.bench.traffic import PORTS, USERS, Load
-from pipeline.cli.context import run_async, settings
+from pipeline.cli.bench_start import own_settings, say
+from pipeline.cli.context import run_async
 from pipeline.cli.output import as_json, print_json, print_table
 
 if TYPE_CHECKING:
@@ -114,9 +114,8 @@ async def run_stream(
     """The figures of all contenders; writes them to ``chart`` as a picture where it is given."""
     from pipeline.bench.stream import run
 
-    with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        own = settings().on_its_own(Path(folder))
-        found = await run(own, load, rounds, peers_python, _say)
+    with own_settings() as own:
+        found = await run(own, load, rounds, peers_python, say)
     if chart is not None:
         _draw(found, chart)
     return found.to_json()
@@ -131,8 +130,8 @@ def _draw(found: "StreamBench", path: Path) -> None:
 async def _run_trouble(load: Load, rounds: int) -> dict[str, Any]:
     from pipeline.bench.trouble import run
 
-    with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        found = await run(settings().on_its_own(Path(folder)), load, rounds, _say)
+    with own_settings() as own:
+        found = await run(own, load, rounds, say)
     return found.to_json()
 
 
@@ -140,13 +139,9 @@ async def _run_profile(load: Load, peers_python: Path | None) -> dict[str, Any]:
     from pipeline.bench.profile import run
 
     python = _peers_python(peers_python)
-    with tempfile.TemporaryDirectory(prefix="tallyport-bench-") as folder:
-        found = await run(settings().on_its_own(Path(folder)), load, python, _say)
+    with own_settings() as own:
+        found = await run(own, load, python, say)
     return found.to_json()
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
 
 
 def show_stream(found: dict[str, Any]) -> None:

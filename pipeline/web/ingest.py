@@ -66,12 +66,7 @@ class Intake:
         now_ms = int(time.time() * 1000)
         results: list[Result] = []
         outgoing: list[Outgoing] = []
-        if not self._accept_together(found, caller, now_ms, results, outgoing):
-            # One that is refused or unusual costs only its neighbours the quick way.
-            for first in range(0, len(found), _FEW):
-                group = found[first : first + _FEW]
-                if not self._accept_together(group, caller, now_ms, results, outgoing):
-                    results += [self._judge(one, caller, now_ms, outgoing) for one in group]
+        self._accept(found, caller, now_ms, results, outgoing)
         if outgoing:
             placed = await self._log.send(outgoing)
             accepted = results
@@ -85,6 +80,25 @@ class Intake:
                 if result.reason is not None:
                     metrics.HTTP_EVENTS_REJECTED.labels(result.reason).inc()
         return results
+
+    def _accept(
+        self,
+        group: list[Found],
+        caller: Caller,
+        now_ms: int,
+        results: list[Result],
+        outgoing: list[Outgoing],
+    ) -> None:
+        """All at once, else a few at a time, else one by one: what is refused or unusual costs
+        only its neighbours the quick way."""
+        if self._accept_together(group, caller, now_ms, results, outgoing):
+            return
+        if len(group) <= _FEW:
+            results += [self._judge(one, caller, now_ms, outgoing) for one in group]
+            return
+        for first in range(0, len(group), _FEW):
+            few = group[first : first + _FEW]
+            self._accept(few, caller, now_ms, results, outgoing)
 
     def _accept_together(
         self,
