@@ -206,7 +206,7 @@ async def _http(events: int, rounds: int, seconds: int) -> dict[str, object]:
 )
 @click.option(
     "--seconds",
-    type=click.IntRange(5),
+    type=click.IntRange(6),  # in the first five nothing is measured
     default=_SECONDS,
     show_default=True,
     help="How long the load is sent.",
