@@ -78,6 +78,9 @@ class LedgerWriter:
         """
         client = self._connected()
         if entries is not None:
+            # Asked again each time: whoever was forgotten before this round is not seen once more.
+            with ledger_errors(self._address):
+                self._pseudonyms = refreshed(client, self._pseudonyms)
             entries = self._pseudonyms.applied(entries)
         manifests = [
             manifest

@@ -82,11 +82,8 @@ class HttpTransport:
 
     def close(self) -> None:
         """See ``Transport``."""
-        self._sending.close()
-        streaming = self._streaming
-        if streaming is not None and streaming.sock is not None:
-            with contextlib.suppress(OSError):  # a reader that waits for more is woken
-                streaming.sock.shutdown(socket.SHUT_RDWR)
+        self._sending.end()
+        _shut(self._streaming)
 
     def abandon(self) -> None:
         """See ``Transport``; sockets shared with the parent are closed here, not shut down."""
@@ -165,12 +162,13 @@ class _Address(NamedTuple):
 
 
 class _Client:
-    """One kept-alive connection, for one thread."""
+    """One kept-alive connection, for one thread; only ``end`` may be called by another one."""
 
     def __init__(self, address: _Address, headers: Mapping[str, str]) -> None:
         self._address = address
         self._headers = headers
         self._connection: http.client.HTTPConnection | None = None
+        self._has_ended = False
 
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}
@@ -181,7 +179,7 @@ class _Client:
             return self._request(method, path, body, headers)
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            if not was_open:
+            if not was_open or self._has_ended:
                 raise Unavailable(f"{self._address}: {error or type(error).__name__}") from error
         # The server may have closed a connection that was idle.
         return self.request(method, path, body, headers)
@@ -191,14 +189,28 @@ class _Client:
         if connection is not None:
             connection.close()
 
+    def end(self) -> None:
+        """Closes it for ever: a request that is under way fails and opens no other connection."""
+        self._has_ended = True
+        _shut(self._connection)
+        self.close()
+
+    def _opened(self) -> http.client.HTTPConnection:
+        connection = self._address.connect(TIMEOUT_S)
+        if not self._has_ended:
+            self._connection = connection
+            connection.connect()
+        if self._has_ended:  # again: whichever of the two comes last closes it
+            connection.close()
+            raise http.client.NotConnected("closed")
+        connection.auto_open = 0  # else one that ``end`` has closed opens itself again
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
     def _request(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
     ) -> Answer:
-        connection = self._connection
-        if connection is None:
-            connection = self._connection = self._address.connect(TIMEOUT_S)
-            connection.connect()
-            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = self._connection or self._opened()
         connection.request(
             method, self._address.path + path, body=body, headers={**self._headers, **headers}
         )
@@ -209,6 +221,13 @@ class _Client:
         if response.will_close:
             self.close()
         return Answer(response.status, response.headers, content)
+
+
+def _shut(connection: http.client.HTTPConnection | None) -> None:
+    """Wakes the thread that waits for an answer."""
+    if connection is not None and connection.sock is not None:
+        with contextlib.suppress(OSError):
+            connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 class _Event(NamedTuple):

@@ -1,6 +1,7 @@
 """Forgetting a user in the ledger: rows, rollups, and rows that are on their way meanwhile."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import date
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from pipeline.core.blocks import ROW_COLUMNS, PricedBlock
 from pipeline.core.errors import ConfigurationError, Refused
 from pipeline.ledger.block_runs import Run
 from pipeline.ledger.client import LedgerAddress
+from pipeline.ledger.day_marks import DayMarks
 from pipeline.ledger.dropped import LEAVING, Source, register
 from pipeline.ledger.export import Content
 from pipeline.ledger.forgetting import check_forgettable, left_of, rename_user
@@ -86,21 +88,42 @@ def test_both_counts_know_a_user_by_the_same_pseudonym(client: Client) -> None:
 
 
 def test_rows_on_their_way_are_renamed_before_they_count(
-    address: LedgerAddress, client: Client
+    address: LedgerAddress, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Somebody is forgotten between a writer's look and its rows."""
     writer = writer_to(address)
     write(writer, run(BLOCKS[:4]))
-    pseudonym = remember_forgotten(client, "u1")  # after the writer last looked
-    rename_user(client, "u1", pseudonym)
-    write(writer, run(BLOCKS[4:8]))
+    mark = DayMarks.before_change
+
+    def forgotten_meanwhile(marks: DayMarks, to: Client, days: Collection[date]) -> None:
+        monkeypatch.undo()
+        rename_user(client, "u1", remember_forgotten(client, "u1"))
+        mark(marks, to, days)
+
+    monkeypatch.setattr(DayMarks, "before_change", forgotten_meanwhile)
+    write(writer, run(BLOCKS[4:]))
     assert left_of(client, "u1") == 0
-    write(writer, run(BLOCKS[8:]))
     sums = by_user(client)
     assert "u1" not in sums
     rows = [row for block in BLOCKS for row in block.rows]
     assert sum(requests for requests, *_ in sums.values()) == len(rows)
     with_id = sum(row[USER] == "u1" for row in rows)
-    assert sums[pseudonym][0] == with_id > 0
+    assert sums[load_pseudonyms(client).of("u1")][0] == with_id > 0
+
+
+def nothing_renamed(client: Client, renamed: Mapping[str, str]) -> None:
+    """In the place of what renames rows that are there already."""
+
+
+def test_rows_of_a_later_round_never_show_the_id(
+    address: LedgerAddress, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = writer_to(address)
+    write(writer, run(BLOCKS[:4]))
+    rename_user(client, "u1", remember_forgotten(client, "u1"))
+    monkeypatch.setattr("pipeline.ledger.writer.rename_entries", nothing_renamed)
+    write(writer, run(BLOCKS[4:]))
+    assert left_of(client, "u1") == 0
 
 
 def test_rows_of_a_round_that_was_cut_short_are_renamed_by_the_next_one(

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 from pipeline.core.home import home_partition
 from producers import Meter
 from producers.prices import Prices
+from producers.segment import Entry
 from producers.settings import MeterSettings
+from producers.transports.http import HttpTransport
 from producers.transports.kafka import KafkaTransport
-from producers.transports.transport import Follower, StateTaker
+from producers.transports.transport import Follower, StateTaker, Unavailable
 from tests.producers.sides import PARTITIONS, WAIT_S, KafkaSide, Side, counting, until
 from tests.producers.states import record, state
 
@@ -167,3 +170,40 @@ def test_events_go_to_their_ports_home_partition(
     for partition, key, value in found:
         assert json.loads(value)["port_id"] == key.decode()
         assert partition == home_partition(key.decode(), PARTITIONS)
+
+
+def test_closed_while_an_answer_is_awaited_nothing_is_opened_again() -> None:
+    asked, ended = threading.Event(), threading.Event()
+    connections = list[socket.socket]()
+
+    def serve() -> None:
+        while not ended.is_set():
+            connection, _ = listener.accept()
+            connections.append(connection)
+            connection.recv(65_536)
+            asked.set()
+
+    def deliver() -> None:
+        with pytest.raises(Unavailable):
+            transport.deliver([Entry(b"p", b"{}", 2)], threading.Event())
+        refused.append(True)
+
+    refused = list[bool]()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        transport = HttpTransport(f"http://127.0.0.1:{address[1]}")
+        server, sender = threading.Thread(target=serve), threading.Thread(target=deliver)
+        server.start()
+        sender.start()
+        assert asked.wait(WAIT_S)
+        transport.close()
+        sender.join(WAIT_S)
+        deliver()
+        ended.set()
+        with socket.create_connection(address) as last:
+            last.sendall(b"x")
+            server.join(WAIT_S)
+    assert refused == [True, True]
+    assert len(connections) == 2  # the first, and the last one of this test
+    for connection in connections:
+        connection.close()
