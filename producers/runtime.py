@@ -114,6 +114,8 @@ class Runtime:
                 try:
                     follower(stop)
                 except Unavailable as error:
+                    if stop.is_set():
+                        return
                     asked_s = error.retry_after_s
                     self._notices.warn("follow", f"budgets cannot be followed: {error}")
                 except Exception as error:  # a fault in a transport must not end the follower

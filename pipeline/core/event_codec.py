@@ -5,7 +5,7 @@ not take goes to ``_decode_carefully``, which states every rule and alone decide
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, Literal, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 
@@ -36,6 +36,7 @@ from pipeline.core.rejections import (
     Rejection,
 )
 from pipeline.core.timestamps import US_PER_DAY, US_PER_SECOND, parse_rfc3339_us
+from pipeline.core.wire_types import BillingScope, Cost, Count, Feature, Id, Kind, Text
 
 MAX_EVENT_BYTES: Final = 64 * 1024
 
@@ -151,18 +152,11 @@ def judge_time(occurred_at_us: int, recorded_at_ms: int, limits: TimeLimits) -> 
     return None
 
 
-_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=event_fields.MAX_ID_CHARS)]
-_GivenText = Annotated[str, msgspec.Meta(max_length=event_fields.MAX_TEXT_CHARS)]
-_GivenFeature = Annotated[str, msgspec.Meta(max_length=event_fields.MAX_FEATURE_CHARS)]
-_GivenCost = Annotated[str, msgspec.Meta(min_length=1)]
-_GivenCount = Annotated[int, msgspec.Meta(ge=0, le=event_fields.MAX_COUNT)]
-_GivenKind = Literal["llm", "stt", "tts", "embedding", "image", "other"]
-_GivenBillingScope = Literal["org", "user"]
-_Text = _GivenText | None
-_Feature = _GivenFeature | None
-_Count = _GivenCount | None
-_Kind = _GivenKind | None
-_BillingScope = _GivenBillingScope | None
+_Text = Text | None
+_Feature = Feature | None
+_Count = Count | None
+_Kind = Kind | None
+_BillingScope = BillingScope | None
 
 
 class _PlainEvent(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -179,36 +173,36 @@ class _PlainEvent(  # pyright: ignore[reportIncompatibleVariableOverride]
     say has a type that no JSON has, so it is unknown there.
     """
 
-    event_id: _Id
+    event_id: Id
     occurred_at_us: str  # pyright: ignore
-    port_id: _Id
-    provider: _Id
-    model: _Id
-    user_id: _GivenText = ""
-    organization_id: _GivenText = ""
-    group_id: _GivenText = ""
-    session_id: _GivenText = ""
-    service: _GivenText = ""
-    endpoint: _GivenText = ""
-    request_id: _GivenText = ""
-    service_tier: _GivenText = ""
-    feature: _GivenFeature = "unspecified"
-    kind: _GivenKind = "llm"  # pyright: ignore
-    billing_scope: _GivenBillingScope = "org"  # pyright: ignore
-    input_tokens: _GivenCount = 0
-    cached_input_tokens: _GivenCount = 0
-    cache_write_tokens: _GivenCount = 0
-    cache_write_1h_tokens: _GivenCount = 0
-    input_audio_tokens: _GivenCount = 0
-    input_image_tokens: _GivenCount = 0
-    output_tokens: _GivenCount = 0
-    reasoning_tokens: _GivenCount = 0
-    output_audio_tokens: _GivenCount = 0
-    characters: _GivenCount = 0
-    images: _GivenCount = 0
-    web_searches: _GivenCount = 0
+    port_id: Id
+    provider: Id
+    model: Id
+    user_id: Text = ""
+    organization_id: Text = ""
+    group_id: Text = ""
+    session_id: Text = ""
+    service: Text = ""
+    endpoint: Text = ""
+    request_id: Text = ""
+    service_tier: Text = ""
+    feature: Feature = "unspecified"
+    kind: Kind = "llm"  # pyright: ignore
+    billing_scope: BillingScope = "org"  # pyright: ignore
+    input_tokens: Count = 0
+    cached_input_tokens: Count = 0
+    cache_write_tokens: Count = 0
+    cache_write_1h_tokens: Count = 0
+    input_audio_tokens: Count = 0
+    input_image_tokens: Count = 0
+    output_tokens: Count = 0
+    reasoning_tokens: Count = 0
+    output_audio_tokens: Count = 0
+    characters: Count = 0
+    images: Count = 0
+    web_searches: Count = 0
     audio_nano: int | float | str = 0  # pyright: ignore
-    reported_cost: _GivenCost = ""
+    reported_cost: Cost = ""
     source_offset: msgspec.UnsetType = 0  # pyright: ignore
     recorded_at_ms: msgspec.UnsetType = 0  # pyright: ignore
     cost_nano: msgspec.UnsetType = None  # pyright: ignore
@@ -220,11 +214,11 @@ class _PlainEvent(  # pyright: ignore[reportIncompatibleVariableOverride]
 class _WireEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     """What the fast reader takes: no unknown field, all types right, most bounds kept."""
 
-    event_id: _Id
+    event_id: Id
     occurred_at: str
-    port_id: _Id
-    provider: _Id
-    model: _Id
+    port_id: Id
+    provider: Id
+    model: Id
     user_id: _Text = None
     organization_id: _Text = None
     group_id: _Text = None

@@ -10,17 +10,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pipeline import metrics
-from pipeline.core.event_codec import (
-    MAX_EVENT_BYTES,
-    TimeLimits,
-    decode_event,
-    decode_plain_array,
-    judge_time,
-)
+from pipeline.core.event_codec import MAX_EVENT_BYTES, TimeLimits, decode_event, judge_time
 from pipeline.core.rejections import EVENT_REASONS, Rejection
+from pipeline.core.usual_events import read_valid_array
 from pipeline.web.bodies import InFlight, declared_size, read_body
 from pipeline.web.event_forms import NO_HEADERS, Found, Submitted, media_type, take_apart
-from pipeline.web.event_log import EventLog, Outgoing
+from pipeline.web.event_log import EventLog, Outgoing, Placed
 from pipeline.web.gate import REPORTERS, Caller, Gate
 from pipeline.web.problems import Problem
 
@@ -40,6 +35,10 @@ class Result(msgspec.Struct, gc=False):
     detail: str | None = None
     partition: int | None = None
     offset: int | None = None
+
+
+_Fate = str | Result
+"""What a refused event is answered, or the id of one that is to be sent."""
 
 
 class _Results(msgspec.Struct):
@@ -64,16 +63,12 @@ class Intake:
         """The fate of each event, in order. Raises ``Problem`` 503 when the broker does not
         acknowledge; nothing is claimed accepted then."""
         now_ms = int(time.time() * 1000)
-        results: list[Result] = []
+        fates: list[_Fate] = []
         outgoing: list[Outgoing] = []
-        self._accept(found, caller, now_ms, results, outgoing)
+        self._accept(found, caller, now_ms, fates, outgoing)
+        placed = await self._log.send(outgoing) if outgoing else Placed([], [])
+        results = _results(fates, placed)
         if outgoing:
-            placed = await self._log.send(outgoing)
-            accepted = results
-            if len(outgoing) < len(results):
-                accepted = [result for result in results if result.reason is None]
-            for result, partition, offset in zip(accepted, *placed, strict=True):
-                result.partition, result.offset = partition, offset
             metrics.HTTP_EVENTS_ACCEPTED.inc(len(outgoing))
         if len(outgoing) < len(results):
             for result in results:
@@ -86,26 +81,26 @@ class Intake:
         group: list[Found],
         caller: Caller,
         now_ms: int,
-        results: list[Result],
+        fates: list[_Fate],
         outgoing: list[Outgoing],
     ) -> None:
         """All at once, else a few at a time, else one by one: what is refused or unusual costs
         only its neighbours the quick way."""
-        if self._accept_together(group, caller, now_ms, results, outgoing):
+        if self._accept_together(group, caller, now_ms, fates, outgoing):
             return
         if len(group) <= _FEW:
-            results += [self._judge(one, caller, now_ms, outgoing) for one in group]
+            fates += [self._judge(one, caller, now_ms, outgoing) for one in group]
             return
         for first in range(0, len(group), _FEW):
             few = group[first : first + _FEW]
-            self._accept(few, caller, now_ms, results, outgoing)
+            self._accept(few, caller, now_ms, fates, outgoing)
 
     def _accept_together(
         self,
         group: list[Found],
         caller: Caller,
         now_ms: int,
-        results: list[Result],
+        fates: list[_Fate],
         outgoing: list[Outgoing],
     ) -> bool:
         """Accepts a group that is nothing but usual valid events, for a fraction of what they cost
@@ -116,44 +111,50 @@ class Intake:
         array = b"[%b]" % b",".join(values)
         if len(array) > MAX_EVENT_BYTES and max(map(len, values)) > MAX_EVENT_BYTES:
             return False
-        events = decode_plain_array(array)
-        if events is None:
+        valid = read_valid_array(array)
+        if valid is None:
             return False
-        times_us = [event.occurred_at_us for event in events]
-        for extreme_us in (min(times_us), max(times_us)):  # what lies between them passes, too
+        for extreme_us in (min(valid.occurred_at_us), max(valid.occurred_at_us)):
+            # What lies between them passes, too.
             if judge_time(extreme_us, now_ms, self._limits) is not None:
                 return False
-        ports = caller.ports
-        if ports is not None and any(event.port_id not in ports for event in events):
+        ports = [event.port_id for event in valid.events]
+        if caller.ports is not None and not caller.ports.issuperset(ports):
             return False
-        keys = [event.port_id.encode() for event in events]
-        outgoing += zip(keys, values, repeat(NO_HEADERS))
-        results += [Result(event.event_id, "accepted") for event in events]
+        outgoing += zip(map(str.encode, ports), values, repeat(NO_HEADERS))
+        fates += [event.event_id for event in valid.events]
         return True
 
-    def _judge(
-        self,
-        one: Found,
-        caller: Caller,
-        now_ms: int,
-        outgoing: list[Outgoing],
-    ) -> Result:
+    def _judge(self, one: Found, caller: Caller, now_ms: int, outgoing: list[Outgoing]) -> _Fate:
         """What becomes of one event; an accepted one is added to ``outgoing``."""
         if isinstance(one, Rejection):
-            return Result(None, "rejected", one.reason, one.detail)
+            return _refused(None, one)
         if isinstance(one, bytes):
             one = Submitted(one)
         event = decode_event(one.value, one.headers)
         if isinstance(event, Rejection):
-            return Result(_identity(one), "rejected", event.reason, event.detail)
+            return _refused(_identity(one), event)
         late = judge_time(event.occurred_at_us, now_ms, self._limits)
         if late is not None:
-            return Result(event.event_id, "rejected", late.reason, late.detail)
+            return _refused(event.event_id, late)
         if caller.ports is not None and event.port_id not in caller.ports:
             detail = "port_id: this key may not send for this port"
             return Result(event.event_id, "rejected", FORBIDDEN_PORT, detail)
         outgoing.append((event.port_id.encode(), one.value, one.headers))
-        return Result(event.event_id, "accepted")
+        return event.event_id
+
+
+def _refused(event_id: str | None, why: Rejection) -> Result:
+    return Result(event_id, "rejected", why.reason, why.detail)
+
+
+def _results(fates: list[_Fate], placed: Placed) -> list[Result]:
+    """The answers in order; ``placed`` has those that were sent."""
+    places = zip(*placed, strict=True)
+    return [
+        Result(fate, "accepted", None, None, *next(places)) if isinstance(fate, str) else fate
+        for fate in fates
+    ]
 
 
 class EventsEndpoint:

@@ -3,7 +3,8 @@
 import ctypes
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -189,11 +190,12 @@ class KafkaTransport:
         self, consumer: Any, gate: StateTaker, prices: Prices | None, stop: threading.Event
     ) -> None:
         state, rates = self._prefix + STATE, self._prefix + RATES
-        partitions = self._partitions(consumer, state)
+        ask = partial(self._answer, stop)
+        partitions = ask(partial(self._partitions, consumer, state))
         log = None if prices is None else _Rates(prices, self._currency, self._price_lead_s)
         begin = partial(self._kafka.TopicPartition, offset=self._kafka.OFFSET_BEGINNING)
         # Where partitions end now; a partition that never rests has no end of its own to wait for.
-        ends = [self._end(consumer, state, number) for number in range(partitions)]
+        ends = [ask(partial(self._end, consumer, state, number)) for number in range(partitions)]
         gate.begin(partitions)
         assigned = [begin(state, number) for number in range(partitions)]
         consumer.assign(assigned if log is None else [*assigned, begin(rates, 0)])
@@ -220,12 +222,29 @@ class KafkaTransport:
                 if not unread:
                     gate.caught_up()
 
+    def _answer(self, stop: threading.Event, ask: Callable[[], int]) -> int:
+        """What ``ask`` returns; it is asked again while there is no answer, as a single long wait
+        would hold up the end of the process."""
+        give_up_s = time.monotonic() + METADATA_S
+        while True:
+            try:
+                return ask()
+            except self._kafka.KafkaException as error:
+                is_silent = error.args[0].code() in self._no_answer
+                if not is_silent or stop.is_set() or time.monotonic() > give_up_s:
+                    raise
+
+    @property
+    def _no_answer(self) -> tuple[int, int]:
+        errors = self._kafka.KafkaError
+        return errors._TIMED_OUT, errors._TRANSPORT
+
     def _end(self, consumer: Any, topic: str, partition: int) -> int:
         place = self._kafka.TopicPartition(topic, partition)
-        return consumer.get_watermark_offsets(place, timeout=METADATA_S)[1]
+        return consumer.get_watermark_offsets(place, timeout=POLL_S)[1]
 
     def _partitions(self, consumer: Any, topic: str) -> int:
-        found = consumer.list_topics(topic, timeout=METADATA_S).topics[topic]
+        found = consumer.list_topics(topic, timeout=POLL_S).topics[topic]
         if found.error is not None or not found.partitions:
             raise Unavailable(f"Kafka has no topic {topic}; `tallyport topics` creates it")
         return len(found.partitions)

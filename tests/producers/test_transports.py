@@ -156,6 +156,22 @@ def test_what_cannot_be_opened_is_told_and_events_wait(
     assert (meter.stats.lost, meter.stats.rejected) == ({}, {})
 
 
+@pytest.mark.parametrize("listens", [False, True])
+def test_the_end_does_not_wait_for_a_kafka_that_says_nothing(tmp_path: Path, listens: bool) -> None:
+    before = {*threading.enumerate()}
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1] if listens else 1
+        environ = {
+            "TALLYPORT_KAFKA_BOOTSTRAP": f"127.0.0.1:{port}",
+            "TALLYPORT_SPOOL_DIR": str(tmp_path / "spool"),
+        }
+        meter = Meter.from_env(environ)
+        meter.record(port_id="p", **USE)
+        assert not meter.close(3.0)
+    # None of its threads goes on in one of the 10 s that an answer may take.
+    assert {*threading.enumerate()} <= before
+
+
 def test_events_go_to_their_ports_home_partition(
     kafka: str, topic_prefix: str, tmp_path: Any, meter_of: MakeMeter
 ) -> None:
