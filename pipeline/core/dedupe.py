@@ -2,7 +2,7 @@
 
 Ids are 16-byte keys in segments, filled in order of arrival and never rehashed. A lookup asks
 every segment; forgetting drops a segment as a whole once its newest id is beyond the horizon.
-So no step takes longer than its batch, and a remembered id takes 29 to 38 bytes.
+So no step takes longer than its batch, and a remembered id takes 28 to 36 bytes.
 """
 
 import struct

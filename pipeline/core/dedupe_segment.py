@@ -11,7 +11,7 @@ Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
 
 # Ids per slot: beyond it probing takes long, below it memory is wasted.
-_LOAD: Final = 0.7
+_LOAD: Final = 0.78
 # Of a full segment one new id in a hundred passes the filter; only then are the slots looked at.
 _FILTER_BITS_PER_ID: Final = 16
 _WORD_BITS: Final = 64
