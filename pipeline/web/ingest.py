@@ -150,6 +150,10 @@ def _refused(event_id: str | None, why: Rejection) -> Result:
 
 def _results(fates: list[_Fate], placed: Placed) -> list[Result]:
     """The answers in order; ``placed`` has those that were sent."""
+    if len(placed.offsets) == len(fates):
+        ids = cast("list[str]", fates)
+        none = repeat(None)
+        return [*map(Result, ids, repeat("accepted"), none, none, *placed)]
     places = zip(*placed, strict=True)
     return [
         Result(fate, "accepted", None, None, *next(places)) if isinstance(fate, str) else fate
