@@ -21,7 +21,7 @@ from producers.kafka import Publisher
 from producers.steady import steady
 
 BATCH = 500
-CONNECTIONS = 8
+CONNECTIONS = 16
 SINGLE_CONNECTIONS = 32
 SINGLE_RATE = 500
 ROUND_TIMEOUT_S = 120.0

@@ -31,11 +31,13 @@ class _Form:
         self.is_digit: npt.NDArray[np.bool_] = letters == ord("0")
         self.others = letters[~self.is_digit]
         digits = np.flatnonzero(self.is_digit).tolist()
-        # Columns: hour, minute, second, microsecond. Floats, as only their products are fast;
-        # every number in them is far below 2⁵³, so all are exact.
-        self.weights = np.zeros((len(digits), 4))
+        # Columns: hour, minute, second, microsecond, and the day's eight digits as one number.
+        # Floats, as only their products are fast; every number in them is far below 2⁵³, so all
+        # are exact.
+        self.weights = np.zeros((len(digits), 5))
         for row, at in enumerate(digits):
             if at < _DAY_CHARS:
+                self.weights[row, 4] = 10 ** (7 - row)
                 continue
             place = at - len("2026-01-01T")
             if place < len("00:00:00"):
@@ -45,7 +47,7 @@ class _Form:
 
 
 _FORMS: Final = {len(shape): _Form(shape) for shape in _SHAPES}
-_US: Final = np.array([60 * US_PER_MINUTE, US_PER_MINUTE, US_PER_SECOND, 1])
+_US: Final = np.array([60.0 * US_PER_MINUTE, US_PER_MINUTE, US_PER_SECOND, 1])
 
 
 def parse_many_us(texts: Sequence[str]) -> list[int | None]:
@@ -68,16 +70,16 @@ def _parse_alike(texts: Sequence[str]) -> list[int | None] | None:
     parts = digits.astype(np.float64) @ form.weights
     if (parts[:, :3] > _HIGHEST).any():
         return None
-    days_us = _days_us(texts, letters[:, :_DAY_CHARS])
+    days_us = _days_us(texts, parts[:, 4])
     if days_us is None:
         return None
-    return (days_us + parts.astype(np.int64) @ _US).tolist()
+    return (days_us + (parts[:, :4] @ _US).astype(np.int64)).tolist()
 
 
-def _days_us(texts: Sequence[str], letters: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64] | None:
+def _days_us(texts: Sequence[str], days: npt.NDArray[np.float64]) -> npt.NDArray[np.int64] | None:
     """When the day of each text begins; None when there is no such day."""
     # Where the day is another than in the text before: seldom, as events come in order.
-    changes = np.flatnonzero((letters[1:] != letters[:-1]).any(axis=1)) + 1
+    changes = np.flatnonzero(days[1:] != days[:-1]) + 1
     starts = [0, *changes.tolist()]
     begins: list[int] = []
     for start in starts:
