@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from aiokafka import AIOKafkaProducer
 
-from pipeline.core.partials import CellValue
+from pipeline.core.cells import CellValue
 from pipeline.core.totals import SourceTotals
 from pipeline.core.windows import DAY_MS, oldest_day_needed
 from pipeline.stream.id_journal import IdJournal

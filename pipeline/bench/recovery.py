@@ -20,8 +20,8 @@ from aiokafka import AIOKafkaProducer
 from pipeline.bench.heartbeats import following, until_contained
 from pipeline.bench.prepared import USED, PreparedTable, write_table
 from pipeline.bench.process_cost import peak_mb, resident_mb
+from pipeline.core.cells import CellValue
 from pipeline.core.errors import TallyportError
-from pipeline.core.partials import CellValue
 from pipeline.core.policies import policy_from_object
 from pipeline.core.windows import DAY_MS
 from pipeline.kafka import client_kwargs

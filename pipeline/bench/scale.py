@@ -17,8 +17,8 @@ from pipeline.bench.load import LoadProcess, Sending
 from pipeline.bench.prepared import USED, PreparedTable, write_table
 from pipeline.bench.process_cost import Stopwatch, peak_mb, resident_mb
 from pipeline.bench.recovery import Say
+from pipeline.core.cells import CellValue
 from pipeline.core.errors import TallyportError
-from pipeline.core.partials import CellValue
 from pipeline.core.policies import policy_from_object
 from pipeline.core.windows import DAY_MS
 from pipeline.kafka import client_kwargs

@@ -17,8 +17,8 @@ from pipeline.core.budgets import (
     is_heartbeat,
     status_of,
 )
+from pipeline.core.cells import CellValue, DayCells, RestingValue, Totals, packed, unpacked
 from pipeline.core.outbox import Change, Outbox
-from pipeline.core.partials import CellValue
 from pipeline.core.policies import Policy
 from pipeline.core.scopes import (
     PERIODS,
@@ -30,13 +30,15 @@ from pipeline.core.scopes import (
     scope_kind,
     wildcard_of,
 )
-from pipeline.core.totals import Totals
-from pipeline.core.windows import next_midnight_ms, oldest_day_needed, window
+from pipeline.core.windows import DAY_MS, next_midnight_ms, oldest_day_needed, window
 
 __all__ = ["Accounts", "Change"]
 
 Slot = tuple[str, str]
 """unit, period: a scope has at most one policy for each."""
+
+REST_CELLS = 500
+"""So many cells are put to rest at a time."""
 
 # Columns of ``Totals``.
 _TOKENS, _COST, _ORG_COST, _UNPRICED, _ORG_UNPRICED = 1, 2, 3, 4, 5
@@ -91,7 +93,7 @@ class _Account:
         self.policy = policy
         self.own = own
         self.period = period
-        self.key = record_key(scope, policy.unit, policy.period)
+        self.key = intern(record_key(scope, policy.unit, policy.period))
         if policy.unit == "tokens":
             self.amount, self.unpriced_column = _TOKENS, _UNPRICED
         elif scope_kind(scope) == "user":
@@ -174,9 +176,11 @@ class Accounts:
         self._now_ms = now_ms
         self._midnight_ms = next_midnight_ms(now_ms)
         self._oldest_day = oldest_day_needed(now_ms)
+        self._today = now_ms // DAY_MS
         self._periods = {name: _Period(name, now_ms) for name in PERIODS}
-        # (day, source) → scope → the newest cumulative totals.
-        self._cells: dict[tuple[int, int], dict[str, Totals]] = {}
+        # (day, source) → scope → the newest cumulative totals, at rest where the day is over.
+        self._cells: dict[tuple[int, int], DayCells] = {}
+        self._rest: Iterator[None] = iter(())
         # A scope has an entry if it has a policy of its own, or cells while its kind has a
         # wildcard. The entry holds an account for every budget that applies to the scope.
         self._entries: dict[str, list[_Account]] = {}
@@ -232,7 +236,7 @@ class Accounts:
         a wildcard: ``port:*`` is the id ``*`` here. A day that no window needs is left out.
         """
         entries, mark = self._entries, self._mark
-        cells, cells_day = dict[str, Totals](), -1
+        cells, cells_day = DayCells(), -1
         for scope, day, totals in values:
             if day != cells_day or not cells:
                 found = self._day_cells(source, day)
@@ -245,6 +249,8 @@ class Accounts:
             if old is None:
                 self._first_cell(cells, scope, day, totals)
                 continue
+            if isinstance(old, bytes):
+                old = unpacked(old)
             if old == totals:
                 continue
             cells[scope] = totals
@@ -254,12 +260,26 @@ class Accounts:
                     account.used += totals[amount] - old[amount]
                     account.unpriced += totals[unpriced] - old[unpriced]
                     mark(account)
+        next(self._rest, None)
 
-    def _day_cells(self, source: int, day: int) -> dict[str, Totals] | None:
+    def restore_cell(self, source: int, value: RestingValue) -> None:
+        """``apply_cells`` for a cell of a table: where it rests, both keep the same object."""
+        scope, day, found = value
+        cells = self._day_cells(source, day)
+        if cells is None:
+            return
+        at_rest, totals = (found, unpacked(found)) if isinstance(found, bytes) else (None, found)
+        place = cell_scope(scope) if scope.endswith(":*") else scope
+        if place in cells:
+            self.apply_cells(source, [(scope, day, totals)])
+        else:
+            self._first_cell(cells, place, day, totals, at_rest)
+
+    def _day_cells(self, source: int, day: int) -> DayCells | None:
         """What ``source`` said of a day; None where that is too long ago."""
         cells = self._cells.get((day, source))
         if cells is None and day >= self._oldest_day:
-            cells = self._cells[day, source] = {}
+            cells = self._cells[day, source] = DayCells()
         return cells
 
     def put_policy(self, policy: Policy) -> None:
@@ -311,6 +331,8 @@ class Accounts:
             return
         self._midnight_ms = next_midnight_ms(now_ms)
         self._oldest_day = oldest_day_needed(now_ms)
+        self._today = now_ms // DAY_MS
+        self._rest = self._put_to_rest()
         for period in self._periods.values():
             if period.span.resets_at_ms <= now_ms:
                 self._roll_over(period)
@@ -356,10 +378,13 @@ class Accounts:
         else:
             self._outbox.add_urgent(account.key)
 
-    def _first_cell(self, cells: dict[str, Totals], scope: str, day: int, totals: Totals) -> None:
+    def _first_cell(
+        self, cells: DayCells, scope: str, day: int, totals: Totals, at_rest: bytes | None = None
+    ) -> None:
         # One string per scope, however many days and sources it has.
         scope = intern(scope)
-        cells[scope] = totals
+        is_over = day < self._today
+        cells[scope] = at_rest or packed(totals) or totals if is_over else totals
         entry = self._entries.get(scope)
         if entry is None:
             if self._policies and wildcard_of(scope) in self._policies:
@@ -386,7 +411,7 @@ class Accounts:
     def _open_account(self, scope: str, policy: Policy, *, own: bool) -> None:
         account = self._new_account(scope, policy, own=own)
         for cells in self._days(account.period.start_day, account.period.end_day):
-            totals = cells.get(scope)
+            totals = cells.totals(scope)
             if totals is not None:
                 account.add(totals, 1)
 
@@ -465,9 +490,9 @@ class Accounts:
         for (day, _), cells in self._cells.items():
             take(cells)
             if period.start_day <= day < period.end_day:
-                for scope, totals in cells.items():
-                    account = opened.get(scope)
-                    if account is not None:
+                for scope in cells:
+                    account, totals = opened.get(scope), cells.totals(scope)
+                    if account is not None and totals is not None:
                         account.add(totals, 1)
 
     def _close_idle(self, scope: str) -> None:
@@ -494,12 +519,12 @@ class Accounts:
             if not overlaps:
                 account.clear()
             for scopes in leaving:
-                totals = scopes.get(account.scope)
+                totals = scopes.totals(account.scope)
                 if totals is not None:
                     account.add(totals, -1)
             was_used = False
             for scopes in entering:
-                totals = scopes.get(account.scope)
+                totals = scopes.totals(account.scope)
                 if totals is not None:
                     account.add(totals, 1)
                     was_used = True
@@ -508,5 +533,18 @@ class Accounts:
             else:
                 self._outbox.add_ended(account.key)
 
-    def _days(self, start_day: int, end_day: int) -> Iterator[dict[str, Totals]]:
+    def _put_to_rest(self) -> Iterator[None]:
+        """Packs the cells of days that are over, some at each step: an event may be waiting.
+
+        Yesterday's are left for tomorrow, as late events still change them.
+        """
+        over = [place for place in self._cells if place[0] < self._today - 1]
+        for place in over:
+            cells = self._cells.get(place, DayCells())
+            for number, scope in enumerate([*cells]):
+                cells.rest(scope)
+                if number % REST_CELLS == 0:
+                    yield
+
+    def _days(self, start_day: int, end_day: int) -> Iterator[DayCells]:
         return (cells for (day, _), cells in self._cells.items() if start_day <= day < end_day)

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from sys import intern
 from typing import NamedTuple
 
 import msgspec
@@ -71,9 +72,11 @@ class Outbox:
             self._published.pop(key, None)
             return
         try:
-            self._published[key] = parse_state(key, value).state
+            state = parse_state(key, value).state
         except CorruptRecord:
-            self._published[key] = None
+            state = None
+        key = intern(key)  # one string with the account's
+        self._published[key] = state
         self.add(key)
 
     def take(self, limit: int, current: Callable[[str], State | None]) -> list[Change]:
@@ -101,9 +104,11 @@ class Outbox:
             if key in self._published:
                 del self._published[key]
                 taken.append(Change(key, None))
-        elif self._published.get(key) != state:
+        else:
+            if self._published.get(key) != state:
+                taken.append(Change(key, state))
+            # Also where it is equal: after a restart what was read is another object in each part.
             self._published[key] = state
-            taken.append(Change(key, state))
 
     def _only_used_differs(self, key: str, state: State | None) -> bool:
         known = self._published.get(key)

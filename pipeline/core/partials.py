@@ -7,14 +7,11 @@ A partial carries *cumulative* cells, so applying it twice changes nothing, and 
 
 import msgspec
 
+from pipeline.core.cells import CellValue
 from pipeline.core.errors import CorruptRecord
 from pipeline.core.record_version import UNREADABLE, unreadable, wrong_version
-from pipeline.core.totals import Totals
 
 PARTIAL_VERSION = 1
-
-CellValue = tuple[str, int, Totals]
-"""scope, day, cumulative totals."""
 
 
 class Partial(msgspec.Struct, array_like=True, gc=False):

@@ -1,6 +1,5 @@
 """Totals: the fold of priced events into day cells, per source partition.
 
-A cell is what one scope used on one UTC day, as far as one partition of ``usage.events`` knows.
 The fold adds integers only, so it is the same whatever slices the stream is cut into.
 """
 
@@ -9,76 +8,18 @@ from collections.abc import Iterable, Iterator
 from sys import intern
 from typing import Final
 
+from pipeline.core.cells import Cell, CellValue, RestingValue, Totals, packed, unpacked
 from pipeline.core.events import Event, PricedEvent
 
 DAY_US: Final = 86_400_000_000
 
-Totals = tuple[int, int, int, int, int, int]
-"""requests, tokens, cost_nano, org_cost_nano, unpriced, org_unpriced (see ``TOTALS_FIELDS``)."""
-
-TOTALS_FIELDS: Final = (
-    "requests",
-    "tokens",
-    "cost_nano",
-    "org_cost_nano",
-    "unpriced",
-    "org_unpriced",
-)
-
-
 SHARDS: Final = 256
+_NO_DAY: Final = 1 << 62
 
 
 def shard_of(scope: str) -> int:
     """The hash class of a scope's cells, 0 … ``SHARDS`` − 1, in which a journal rewrites them."""
     return zlib.crc32(scope.encode()) % SHARDS
-
-
-class Cell:
-    """The cumulative totals of ``scope`` on ``day`` (days since 1970-01-01 UTC).
-
-    What users pay themselves is kept instead of what organisations pay, as it is the rare case.
-    """
-
-    __slots__ = (
-        "cost_nano",
-        "day",
-        "flush",
-        "requests",
-        "scope",
-        "tokens",
-        "unpriced",
-        "user_cost_nano",
-        "user_unpriced",
-    )
-
-    def __init__(self, scope: str, day: int) -> None:
-        self.scope = scope
-        self.day = day
-        self.flush = -1
-        self.requests = self.tokens = self.cost_nano = self.unpriced = 0
-        self.user_cost_nano = self.user_unpriced = 0
-
-    def set(self, totals: Totals) -> None:
-        """Replaces all values."""
-        self.requests, self.tokens, self.cost_nano, org_cost_nano, self.unpriced, org_unpriced = (
-            totals
-        )
-        self.user_cost_nano = self.cost_nano - org_cost_nano
-        self.user_unpriced = self.unpriced - org_unpriced
-
-    def totals(self) -> Totals:
-        """The cell's values in the order of ``TOTALS_FIELDS``."""
-        cost_nano, user_cost_nano = self.cost_nano, self.user_cost_nano
-        return (
-            self.requests,
-            self.tokens,
-            cost_nano,
-            # The same number is the same object, which whoever keeps the tuple need not pay for.
-            cost_nano - user_cost_nano if user_cost_nano else cost_nano,
-            self.unpriced,
-            self.unpriced - self.user_unpriced,
-        )
 
 
 class _Day:
@@ -103,33 +44,82 @@ class _Day:
         return sum(map(len, (self.all, self.port, self.org, self.group, self.user)))
 
 
+def _at_work(value: RestingValue) -> CellValue:
+    scope, day, totals = value
+    return scope, day, unpacked(totals) if isinstance(totals, bytes) else totals
+
+
+class _Shard:
+    """The cells of one hash class of scopes: those awake, and by day and scope those at rest."""
+
+    __slots__ = ("at_rest", "awake")
+
+    def __init__(self) -> None:
+        self.awake: list[Cell] = []
+        self.at_rest: dict[int, dict[str, bytes]] = {}
+
+    def values(self) -> Iterator[RestingValue]:
+        """Each of them; those at rest go on resting."""
+        for cell in self.awake:
+            yield cell.scope, cell.day, cell.totals()
+        for day, resting in self.at_rest.items():
+            for scope, totals in resting.items():
+                yield scope, day, totals
+
+    def drop_before(self, oldest_day: int) -> int:
+        """Forgets the cells at rest of days before ``oldest_day``; returns how many."""
+        gone = [day for day in self.at_rest if day < oldest_day]
+        return sum(len(self.at_rest.pop(day)) for day in gone)
+
+
 class SourceTotals:
-    """All live cells of one source partition, and which of them changed since the last flush."""
+    """All live cells of one source partition, and which of them changed since the last flush.
+
+    A cell is awake, an object in ``_days``, from the event that finds none there. It is at rest
+    after recovery, and once its day and the one after it are over: with each flush after that the
+    cells of one shard are put to rest.
+    """
 
     def __init__(self) -> None:
         self._days: dict[int, _Day] = {}
-        self._shards: list[list[Cell]] = [[] for _ in range(SHARDS)]
+        self._shards = [_Shard() for _ in range(SHARDS)]
+        self._resting = 0
+        self._oldest_at_rest = _NO_DAY
+        self._newest_day = -_NO_DAY
+        self._shards_to_rest = 0
         self._changed: list[Cell] = []
         self._flush = 0
 
     def __len__(self) -> int:
-        return sum(day.count() for day in self._days.values())
+        return self._resting + sum(day.count() for day in self._days.values())
 
     def put(self, scope: str, day: int, totals: Totals) -> None:
         """Sets a cell to recovered values; it does not count as changed."""
-        cells = self._day(day)
-        kind, ident = cells.kind_of(scope)
-        cell = kind.get(ident) or self._new(kind, ident, scope, cells.number)
-        cell.set(totals)
+        cells = self._days.get(day)
+        if cells is not None:
+            kind, ident = cells.kind_of(scope)
+            if ident in kind:
+                kind[ident].set(totals)
+                return
+        at_rest = packed(totals)
+        if at_rest is None:  # beyond 64 bits; it stays awake
+            kind, ident = self._day(day).kind_of(scope)
+            self._new(kind, ident, scope, day).set(totals)
+        else:
+            self._rest(self._shards[shard_of(scope)], intern(scope), day, at_rest)
 
-    def cells(self) -> Iterator[Cell]:
-        """Every live cell."""
+    def values(self) -> Iterator[RestingValue]:
+        """Every live cell as it is."""
         for shard in self._shards:
-            yield from shard
+            yield from shard.values()
 
-    def shard(self, number: int) -> list[Cell]:
-        """The live cells of one hash class; not a copy."""
-        return self._shards[number]
+    def cells(self) -> Iterator[CellValue]:
+        """Every live cell with its totals."""
+        return map(_at_work, self.values())
+
+    def shard(self, number: int) -> list[CellValue]:
+        """The live cells of one hash class with their totals."""
+        return [*map(_at_work, self._shards[number].values())]
 
     def add(self, events: Iterable[PricedEvent]) -> None:
         """Counts accepted events; a cost of None means unpriced.
@@ -242,6 +232,9 @@ class SourceTotals:
         """The cells that changed since the last call, each once; starts a new flush."""
         changed, self._changed = self._changed, []
         self._flush += 1
+        if self._shards_to_rest:
+            self._shards_to_rest -= 1
+            self._put_to_rest(self._shards[self._shards_to_rest])
         return changed
 
     def drop_before(self, oldest_day: int) -> int:
@@ -249,26 +242,52 @@ class SourceTotals:
         gone = [day for day in self._days if day < oldest_day]
         dropped = sum(self._days.pop(day).count() for day in gone)
         if dropped:
-            self._shards = [[c for c in shard if c.day >= oldest_day] for shard in self._shards]
+            for shard in self._shards:
+                shard.awake = [cell for cell in shard.awake if cell.day >= oldest_day]
+        if self._oldest_at_rest < oldest_day:
+            resting = sum(shard.drop_before(oldest_day) for shard in self._shards)
+            self._oldest_at_rest = oldest_day
+            self._resting -= resting
+            dropped += resting
         return dropped
 
     def _day(self, number: int) -> _Day:
         day = self._days.get(number)
         if day is None:
             day = self._days[number] = _Day(number)
+            if number > self._newest_day:
+                self._newest_day = number
+                self._shards_to_rest = SHARDS
         return day
 
     def _new(self, kind: dict[str, Cell], ident: str, scope: str, day: int) -> Cell:
+        """A cell that is not awake: as it rests, or with nothing in it."""
         # A scope has cells of many days: one string for all of them.
         cell = kind[intern(ident)] = Cell(intern(scope), day)
-        self._shards[shard_of(scope)].append(cell)
+        shard = self._shards[shard_of(scope)]
+        shard.awake.append(cell)
+        resting = shard.at_rest.get(day)
+        if resting:
+            totals = resting.pop(scope, None)
+            if totals is not None:
+                self._resting -= 1
+                cell.set(unpacked(totals))
         return cell
 
+    def _put_to_rest(self, shard: _Shard) -> None:
+        awake: list[Cell] = []
+        for cell in shard.awake:
+            at_rest = packed(cell.totals()) if cell.day < self._newest_day - 1 else None
+            if at_rest is None:
+                awake.append(cell)
+                continue
+            kind, ident = self._days[cell.day].kind_of(cell.scope)
+            del kind[ident]
+            self._rest(shard, cell.scope, cell.day, at_rest)
+        shard.awake = awake
 
-def sum_totals(parts: Iterable[Totals]) -> Totals:
-    """Adds totals field by field."""
-    result = [0, 0, 0, 0, 0, 0]
-    for part in parts:
-        for index, value in enumerate(part):
-            result[index] += value
-    return tuple(result)  # type: ignore[return-value]
+    def _rest(self, shard: _Shard, scope: str, day: int, at_rest: bytes) -> None:
+        resting = shard.at_rest.setdefault(day, {})
+        self._resting += scope not in resting
+        resting[scope] = at_rest
+        self._oldest_at_rest = min(self._oldest_at_rest, day)

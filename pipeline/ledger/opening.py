@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from clickhouse_connect.driver.client import Client
 
-from pipeline.core.partials import CellValue
-from pipeline.core.totals import SHARDS, Totals
+from pipeline.core.cells import CellValue, Totals
+from pipeline.core.totals import SHARDS
 
 DAY_MS = 86_400_000
 

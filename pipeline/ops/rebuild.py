@@ -27,9 +27,10 @@ import msgspec
 from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
 from clickhouse_connect.driver.client import Client
 
+from pipeline.core.cells import Totals, sum_totals
 from pipeline.core.errors import CorruptRecord, Refused
 from pipeline.core.timestamps import parse_rfc3339_us
-from pipeline.core.totals import SourceTotals, Totals, sum_totals
+from pipeline.core.totals import SourceTotals
 from pipeline.faults import point
 from pipeline.kafka import check_kafka, client_kwargs
 from pipeline.ledger.client import ledger_address, ledger_errors, open_writer
@@ -218,8 +219,8 @@ class _Rebuild:
                     f"of {position}"
                 )
             by_kind: dict[str, list[Totals]] = defaultdict(list)
-            for cell in totals.cells():
-                by_kind[cell.scope.partition(":")[0]].append(cell.totals())
+            for scope, _, amounts in totals.cells():
+                by_kind[scope.partition(":")[0]].append(amounts)
             for kind, parts in by_kind.items():
                 sums[kind].append(sum_totals(parts))
         arguments = (self._ledger, plan.epoch.epoch, plan.oldest_day)

@@ -6,10 +6,11 @@ from typing import Any, cast
 
 from pipeline.core.adjusting import Corrected
 from pipeline.core.blocks import BLOCK_VERSION, PricedBlock, encode_block
+from pipeline.core.cells import CellValue
 from pipeline.core.events import PricedEvent
 from pipeline.core.home import partition_of
 from pipeline.core.intake import Rejected, Taken
-from pipeline.core.partials import PARTIAL_VERSION, CellValue, Partial, encode_partial
+from pipeline.core.partials import PARTIAL_VERSION, Partial, encode_partial
 from pipeline.stream.context import StreamContext
 from pipeline.stream.journal import Position
 from pipeline.stream.rules import rules_record

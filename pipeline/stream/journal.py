@@ -20,10 +20,10 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from pipeline.core.cells import CellValue, Totals
 from pipeline.core.errors import CorruptRecord
-from pipeline.core.partials import CellValue
 from pipeline.core.record_version import UNREADABLE, unreadable, wrong_version
-from pipeline.core.totals import SHARDS, SourceTotals, Totals, shard_of
+from pipeline.core.totals import SHARDS, SourceTotals, shard_of
 
 JOURNAL_VERSION = 1
 SHARD_FLOOR_BYTES = 2_048
@@ -153,7 +153,7 @@ class Journal:
         expected_bytes = max(SHARD_FLOOR_BYTES, 64 * position.cells // SHARDS)
         while self._credit_bytes >= expected_bytes and len(written) < SHARDS:
             shard = self._next_shard
-            cells = [(c.scope, c.day, c.totals()) for c in totals.shard(shard)]
+            cells = totals.shard(shard)
             key, value = shard_record(shard, position.epoch, position.flush, cells)
             written.append((key, value))
             self._shard_flush[shard] = position.flush

@@ -12,10 +12,10 @@ from typing import Any, Self
 import msgspec
 from aiokafka import AIOKafkaProducer
 
+from pipeline.core.cells import CellValue
 from pipeline.core.dedupe import ENTRY_BYTES, correction_key, encode_ids, event_key
 from pipeline.core.errors import CorruptRecord
 from pipeline.core.home import home_partition
-from pipeline.core.partials import CellValue
 from pipeline.core.restored import parse_restored_from, restored_from_header
 from pipeline.core.totals import SHARDS, shard_of
 from pipeline.stream.epoch import Epoch, encode_epoch

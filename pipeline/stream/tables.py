@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.core.cells import Totals
 from pipeline.core.dedupe import DedupeWindow
-from pipeline.core.totals import SourceTotals, Totals
+from pipeline.core.totals import SourceTotals
 from pipeline.stream.id_journal import IdJournal, IdJournalReader
 from pipeline.stream.journal import Journal, JournalReader, Position
 from pipeline.stream.reader import end_offsets, read_to_end
@@ -98,6 +99,6 @@ async def read_tables(
     for partition, reader in (await read_totals(client, topics, partitions)).items():
         totals = SourceTotals()
         position = reader.restore(totals)
-        cells = {(cell.scope, cell.day): cell.totals() for cell in totals.cells()}
+        cells = {(scope, day): amounts for scope, day, amounts in totals.cells()}
         views[partition] = TableView(partition, position, cells)
     return views

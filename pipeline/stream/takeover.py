@@ -169,10 +169,10 @@ async def _merges(
 def _apply_cells(
     context: StreamContext, accounts: dict[int, Accounts], source: int, cells: SourceTotals
 ) -> None:
-    for cell in cells.cells():
-        home = accounts.get(scope_home(cell.scope, context.partitions))
+    for value in cells.values():
+        home = accounts.get(scope_home(value[0], context.partitions))
         if home is not None:
-            home.apply_cells(source, [(cell.scope, cell.day, cell.totals())])
+            home.restore_cell(source, value)
 
 
 def _verify_epoch(context: StreamContext, source: int, position: Position) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.accounts import Accounts
 from pipeline.core.budgets import State, heartbeat_key, state_json
+from pipeline.core.cells import packed
 from pipeline.core.policies import Extra, Policy
 from pipeline.core.scopes import record_key
 from pipeline.core.windows import DAY_MS, parse_ms
@@ -238,7 +239,11 @@ class World:
         steps: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         for (source, scope, day), totals in self.cells.items():
             older = (0, *totals[1:])
-            steps += [(self.accounts.apply_cells, (source, [(scope, day, older)]))]
+            if order.random() < 0.5:
+                at_rest = packed(older) or older
+                steps += [(self.accounts.restore_cell, (source, (scope, day, at_rest)))]
+            else:
+                steps += [(self.accounts.apply_cells, (source, [(scope, day, older)]))]
         steps += [(self.accounts.put_policy, (policy,)) for policy in self.policies.values()]
         steps += [
             (self.accounts.restore_published, (key, state_json(state, 7, NOW)))
@@ -570,3 +575,25 @@ def test_only_policies_that_matter_here_are_kept() -> None:
     accounts.delete_policy("port:b|tokens|month")
     accounts.delete_policy("port:a|tokens|month")
     assert {policy.scope for policy in accounts.policies()} == {"port:*"}
+
+
+def test_cells_rest_once_the_day_after_theirs_is_over(world: World) -> None:
+    def resting() -> set[int]:
+        cells = world.accounts._cells.items()  # pyright: ignore[reportPrivateUsage]
+        return {day - TODAY for (day, _), of in cells if bytes in map(type, of.values())}
+
+    world.put(Policy("user:*", "cost", "rolling-30d", hard_cap=10**9))
+    for user in range(1_000):
+        world.cell(0, f"user:{user}", 0, (1, 2, 3, 3, 0, 0))
+    assert resting() == set()
+    world.advance(DAY_MS)
+    world.cell(0, "user:1", 0, (1, 2, 3, 3, 0, 0))
+    assert resting() == set()
+    world.advance(DAY_MS)
+    for _ in range(5):
+        world.cell(0, "user:1", 0, (1, 2, 3, 3, 0, 0))
+    assert resting() == {0}
+    world.cell(0, "user:1", -2, (2, 4, 10**30, 6, 0, 0))  # late, and beyond 64 bits
+    world.cell(1, "user:1", -2, (2, 4, 6, 6, 0, 0))
+    world.cell(0, "user:2", -2, (2, 4, 6, 6, 0, 0))
+    world.drain()

@@ -299,7 +299,7 @@ def test_any_sequence_adds_up_to_what_was_said_last(
     is_org = billing_scope == "org"
     tokens = wanted["input_tokens"] + wanted["output_tokens"]
     cell = (standing.requests, tokens, cost, cost * is_org, unpriced, unpriced * is_org)
-    assert {c.scope: c.totals() for c in totals.cells()} == dict.fromkeys(
+    assert {scope: amounts for scope, _, amounts in totals.cells()} == dict.fromkeys(
         ["all", "port:p", "user:u"], cell
     )
 

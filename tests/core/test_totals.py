@@ -3,11 +3,12 @@
 from collections import defaultdict
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pipeline.core.cells import Totals, packed, sum_totals, unpacked
 from pipeline.core.events import PricedEvent
-from pipeline.core.totals import DAY_US, SHARDS, SourceTotals, Totals, shard_of, sum_totals
+from pipeline.core.totals import DAY_US, SHARDS, SourceTotals, shard_of
 
 ids = st.sampled_from(["", "a", "b", "*", "all", "org:a"])
 events = st.builds(
@@ -53,7 +54,7 @@ def recount(stream: list[PricedEvent]) -> dict[tuple[str, int], Totals]:
 
 
 def cells_of(totals: SourceTotals) -> dict[tuple[str, int], Totals]:
-    return {(cell.scope, cell.day): cell.totals() for cell in totals.cells()}
+    return {(scope, day): amounts for scope, day, amounts in totals.cells()}
 
 
 @given(streams, st.lists(st.integers(0, 40)))
@@ -73,12 +74,72 @@ def test_the_fold_is_the_same_in_any_cut(stream: list[PricedEvent], cuts: list[i
     assert totals.take_changed() == []
 
 
+@given(st.lists(streams, max_size=6), st.integers(-4, 4))
+def test_cells_rest_once_their_day_is_over_and_wake_as_they_were(
+    parts: list[list[PricedEvent]], oldest_day: int
+) -> None:
+    totals, seen = SourceTotals(), list[PricedEvent]()
+    for part in parts:
+        totals.add(part)
+        seen += part
+        changed = totals.take_changed()
+        expected = recount(seen)
+        told = {(cell.scope, cell.day): cell.totals() for cell in changed}
+        assert told == {place: expected[place] for place in recount(part)}
+        for _ in range(SHARDS + 1):
+            assert totals.take_changed() == []
+        assert cells_of(totals) == expected
+        assert len(totals) == len(expected)
+        newest = max((day for _, day in expected), default=0)
+        for scope, day, found in totals.values():
+            beyond = any(amount >= 1 << 63 for amount in expected[scope, day])
+            # Each flush looks at one shard, so what came with a new day rests after all of them.
+            assert isinstance(found, tuple) or (day < newest - 1 and not beyond)
+    kept = {place: cell for place, cell in recount(seen).items() if place[1] >= oldest_day}
+    assert totals.drop_before(oldest_day) == len(recount(seen)) - len(kept)
+    assert cells_of(totals) == kept
+    assert len(totals) == len(kept)
+
+
+def test_all_but_two_days_rest() -> None:
+    def event(day: int, user: str) -> PricedEvent:
+        at_us = day * DAY_US
+        return PricedEvent("e", at_us, "p", "acme", "m", user_id=user, cost_nano=5)
+
+    totals = SourceTotals()
+    totals.add([event(day, user) for day in range(6) for user in ("a", "b")])
+    assert {type(found) for _, _, found in totals.values()} == {tuple}
+    for _ in range(SHARDS + 2):
+        totals.take_changed()
+    awake = {day for _, day, found in totals.values() if isinstance(found, tuple)}
+    at_rest = {day for _, day, found in totals.values() if isinstance(found, bytes)}
+    assert (awake, at_rest) == ({4, 5}, {0, 1, 2, 3})
+    totals.add([event(1, "a")])  # late
+    woken = {(s, d) for s, d, found in totals.values() if d < 4 and isinstance(found, tuple)}
+    assert woken == {("all", 1), ("port:p", 1), ("user:a", 1)}
+    assert [cell.requests for cell in totals.take_changed() if cell.scope == "all"] == [3]
+
+
+amounts = st.integers(-(2**70), 2**70) | st.integers(-300, 300)
+
+
+@given(st.tuples(*[amounts] * 6))
+@example((1, 2, 2**64, 2**64, 0, 0))
+@example((1, 2, 2**63, -1, 0, 0))
+def test_totals_wake_as_they_went_to_rest(totals: Totals) -> None:
+    at_rest = packed(totals)
+    if at_rest is None:
+        assert max(map(abs, totals)) >= 1 << 62
+    else:
+        assert unpacked(at_rest) == totals
+
+
 @given(streams)
 def test_every_cell_is_in_the_shard_of_its_scope(stream: list[PricedEvent]) -> None:
     totals = SourceTotals()
     totals.add(stream)
     for number in range(SHARDS):
-        assert all(shard_of(cell.scope) == number for cell in totals.shard(number))
+        assert all(shard_of(scope) == number for scope, _, _ in totals.shard(number))
 
 
 @given(streams, streams)

@@ -12,7 +12,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from clickhouse_connect.driver.client import Client
 
-from pipeline.core.totals import sum_totals
+from pipeline.core.cells import sum_totals
 from pipeline.ledger.client import LedgerAddress, connect
 from pipeline.settings import Settings
 from pipeline.stream.reader import read_to_end

@@ -7,9 +7,10 @@ import pytest
 from aiokafka.structs import ConsumerRecord
 from clickhouse_connect.driver.client import Client
 
+from pipeline.core.cells import sum_totals
 from pipeline.core.policies import policy_from_object, policy_json
 from pipeline.core.restored import restored_from_header
-from pipeline.core.totals import shard_of, sum_totals
+from pipeline.core.totals import shard_of
 from pipeline.ledger.columns import LEDGER_COLUMNS, entries_table
 from pipeline.ledger.manifests import LogEpoch
 from pipeline.ledger.opening import (

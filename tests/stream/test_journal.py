@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.cells import Totals
 from pipeline.core.dedupe import DedupeWindow, event_key
 from pipeline.core.errors import CorruptRecord
 from pipeline.core.events import PricedEvent
-from pipeline.core.totals import SHARDS, SourceTotals, Totals
+from pipeline.core.totals import SHARDS, SourceTotals
 from pipeline.stream import id_journal, journal
 from pipeline.stream.id_journal import IdJournal, IdJournalReader
 from pipeline.stream.journal import Journal, JournalReader, Position, shard_record
@@ -70,7 +71,7 @@ class Table:
 
 
 def cells_of(totals: SourceTotals) -> dict[tuple[str, int], Totals]:
-    return {(cell.scope, cell.day): cell.totals() for cell in totals.cells()}
+    return {(scope, day): amounts for scope, day, amounts in totals.cells()}
 
 
 def reader_of(log: Log) -> JournalReader:

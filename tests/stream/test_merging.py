@@ -9,7 +9,8 @@ from faust.types import TP
 
 from pipeline.core.accounts import Accounts
 from pipeline.core.budgets import is_heartbeat
-from pipeline.core.partials import PARTIAL_VERSION, CellValue, Partial
+from pipeline.core.cells import CellValue
+from pipeline.core.partials import PARTIAL_VERSION, Partial
 from pipeline.core.policies import policy_from_object
 from pipeline.core.windows import DAY_MS
 from pipeline.settings import load_settings
