@@ -13,6 +13,8 @@ KEPT_BYTES: Final = 64 * 1024 * 1024
 LARGE_BYTES: Final = 32 * 1024 * 1024
 """From here on a piece is its own, given back when it is freed; glibc takes no higher bound."""
 
+_TRIM_ALL: Final = 0
+
 # <malloc.h>
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
@@ -28,3 +30,15 @@ def keep_freed_memory() -> bool:
     mallopt.restype = ctypes.c_int
     trimmed = mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES) == 1
     return mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES) == 1 and trimmed
+
+
+def give_back_freed_memory() -> bool:
+    """Once, after work that needed far more memory than what follows: what lies free goes back to
+    the system. False where the C library has no such call."""
+    try:
+        malloc_trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return False
+    malloc_trim.argtypes = (ctypes.c_size_t,)
+    malloc_trim.restype = ctypes.c_int
+    return malloc_trim(_TRIM_ALL) == 1

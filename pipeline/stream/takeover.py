@@ -22,6 +22,7 @@ from pipeline.core.budgets import is_heartbeat
 from pipeline.core.errors import CorruptRecord, Refused
 from pipeline.core.totals import SourceTotals
 from pipeline.core.windows import DAY_MS
+from pipeline.freed_memory import give_back_freed_memory
 from pipeline.stream.context import StreamContext
 from pipeline.stream.flush import scope_home
 from pipeline.stream.inbox import Inbox
@@ -93,6 +94,7 @@ async def take_over(
     except BaseException:
         await producer.close()
         raise
+    give_back_freed_memory()  # the journals, as they were read
     return Takeover(producer, prices, merges)
 
 

@@ -92,7 +92,7 @@ def test_cells_rest_once_their_day_is_over_and_wake_as_they_were(
         assert len(totals) == len(expected)
         newest = max((day for _, day in expected), default=0)
         for scope, day, found in totals.values():
-            beyond = any(amount >= 1 << 63 for amount in expected[scope, day])
+            beyond = any(amount >= 1 << 64 for amount in expected[scope, day])
             # Each flush looks at one shard, so what came with a new day rests after all of them.
             assert isinstance(found, tuple) or (day < newest - 1 and not beyond)
     kept = {place: cell for place, cell in recount(seen).items() if place[1] >= oldest_day}
