@@ -1,4 +1,4 @@
-"""Memory that was let go of, kept by the process for what comes next.
+"""Memory that was let go of: kept by the process for what comes next, or given back at once.
 
 glibc gives large pieces back to the system at once, and the system fills each with zeros when it
 is asked for again. Whoever reads and writes batches of hundreds of kilobytes, many times a second,
@@ -34,7 +34,7 @@ def keep_freed_memory() -> bool:
 
 def give_back_freed_memory() -> bool:
     """Once, after work that needed far more memory than what follows: what lies free goes back to
-    the system. False where the C library has no such call."""
+    the system. Whether anything did; False where the C library has no such call."""
     try:
         malloc_trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):

@@ -24,7 +24,7 @@ async def fill(settings: Settings, records: Iterable[tuple[bytes, bytes | None]]
     client, topics = client_kwargs(settings), Topics(settings.topic_prefix)
     policies = [policy_from_object(policy) for policy in POLICIES]
     await write_policies(client, topics, "bench", policies)
-    await _send(settings, records)
+    await send(settings, records)
 
 
 async def fill_input(settings: Settings, records: Iterable[tuple[bytes, bytes | None]]) -> None:
@@ -36,10 +36,11 @@ async def fill_input(settings: Settings, records: Iterable[tuple[bytes, bytes | 
         await admin.create_topics([NewTopic(name, settings.partition_count, 1)])
     finally:
         await admin.close()
-    await _send(settings, records)
+    await send(settings, records)
 
 
-async def _send(settings: Settings, records: Iterable[tuple[bytes, bytes | None]]) -> None:
+async def send(settings: Settings, records: Iterable[tuple[bytes, bytes | None]]) -> None:
+    """Sends records to ``usage.events``, as fast as the broker takes them."""
     topic = Topics(settings.topic_prefix).events
     async with Publisher(client_kwargs(settings), topic) as publisher:
         await publisher.send_many(records)

@@ -1,10 +1,11 @@
 """One run of a worker on a topic with a backlog, seen by a read_committed subscriber."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.structs import ConsumerRecord
 
 from pipeline.bench.contenders import RUN_TIMEOUT_S, ContenderFailed
 from pipeline.bench.job import Amounts, Key
@@ -70,6 +71,12 @@ async def run_worker(
         child.stop(30.0)
 
 
+def covered_by(blocks: Mapping[TopicPartition, Sequence[ConsumerRecord]]) -> int:
+    """How many offsets of the input some priced blocks cover."""
+    spans = [_span_decoder.decode(one.value or b"") for of in blocks.values() for one in of]
+    return sum(span.next_offset - span.first_offset for span in spans)
+
+
 def cells_of(tables: dict[int, TableView]) -> list[tuple[Key, Amounts]]:
     """The cells of ports and users."""
     return [
@@ -94,10 +101,7 @@ async def _cover(
     covered, first = 0, 0
     stopwatch, is_first = Stopwatch(child.pid, broker_pid), True
     while covered < events:
-        for records in (await consumer.getmany(timeout_ms=200)).values():
-            for record in records:
-                span = _span_decoder.decode(record.value or b"")
-                covered += span.next_offset - span.first_offset
+        covered += covered_by(await consumer.getmany(timeout_ms=200))
         if is_first and 0 < covered < events:
             is_first, stopwatch, first = False, Stopwatch(child.pid, broker_pid), covered
             if begun is not None:

@@ -60,6 +60,11 @@ _COLUMNS = (
     help="Instead: the stages of the worker's time, sampled by py-spy of the peers' environment.",
 )
 @click.option(
+    "--workers",
+    type=click.IntRange(2),
+    help="Instead: so many workers beside one, each on a processor of its own.",
+)
+@click.option(
     "--chart",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="Write the figures as a picture, too (SVG).",
@@ -75,6 +80,7 @@ def stream(
     peers_python: Path | None,
     trouble: bool,
     profile: bool,
+    workers: int | None,
     chart: Path | None,
     json_wanted: bool,
 ) -> None:
@@ -82,8 +88,11 @@ def stream(
 
     All of them read the same topic and end with the same totals, or there is no figure.
     """
-    if (trouble or profile) and (peers or chart or (trouble and profile)):
-        raise click.UsageError("--trouble and --profile look at the worker alone, one at a time")
+    instead = [trouble, profile, workers is not None]
+    if sum(instead) > 1 or (any(instead) and (peers or chart)):
+        raise click.UsageError(
+            "--trouble, --profile and --workers look at the worker alone, one at a time"
+        )
     load = Load(
         events or (_EVENTS_WITH_PEERS if peers or profile else EVENTS),
         _WIDE_PORTS if wide else ports,
@@ -93,6 +102,8 @@ def stream(
         found = run_async(_run_trouble(load, rounds))
     elif profile:
         found = run_async(_run_profile(load, peers_python))
+    elif workers is not None:
+        found = run_async(_run_workers(load, workers, rounds))
     else:
         python = _peers_python(peers_python) if peers else None
         found = run_async(run_stream(load, rounds, python, chart))
@@ -144,12 +155,22 @@ async def _run_profile(load: Load, peers_python: Path | None) -> dict[str, Any]:
     return found.to_json()
 
 
+async def _run_workers(load: Load, workers: int, rounds: int) -> dict[str, Any]:
+    from pipeline.bench.workers import run
+
+    with own_settings() as own:
+        found = await run(own, load, workers, rounds, say)
+    return found.to_json()
+
+
 def show_stream(found: dict[str, Any]) -> None:
     """Prints what was measured as a table."""
     if "kinds" in found:
         _show_trouble(found)
     elif "stages" in found:
         _show_profile(found)
+    elif "workers" in found:
+        _show_workers(found)
     else:
         _show_contenders(found)
 
@@ -178,6 +199,21 @@ def _show_profile(found: dict[str, Any]) -> None:
         f"{found['events_per_s']:,.0f} events/s while sampled, {found['cpu_us']:.2f} µs of "
         f"processor an event, the broker {found['broker_cpu_us']:.2f} µs"
     )
+
+
+def _show_workers(found: dict[str, Any]) -> None:
+    rows = [
+        {
+            "workers": row["workers"],
+            "events/s": round(row["events_per_s"]),
+            "cpu s/M": round(row["cpu_s_per_million"], 1),
+            "broker s/M": round(row["broker_cpu_s_per_million"], 2),
+            "MB": round(row["peak_mb"]),
+        }
+        for row in found["workers"]
+    ]
+    print_table(rows, ("workers", "events/s", "cpu s/M", "broker s/M", "MB"))
+    click.echo(f"{found['to_one']:.2f} times as many as one (median within a round)")
 
 
 def _show_contenders(found: dict[str, Any]) -> None:

@@ -178,7 +178,8 @@ class Accounts:
         self._oldest_day = oldest_day_needed(now_ms)
         self._today = now_ms // DAY_MS
         self._periods = {name: _Period(name, now_ms) for name in PERIODS}
-        # (day, source) → scope → the newest cumulative totals, at rest where the day is over.
+        # (day, source) → scope → the newest cumulative totals; at rest where they came when the day
+        # was over already, and from the end of the day after it on.
         self._cells: dict[tuple[int, int], DayCells] = {}
         self._rest: Iterator[None] = iter(())
         # A scope has an entry if it has a policy of its own, or cells while its kind has a
@@ -490,10 +491,8 @@ class Accounts:
         for (day, _), cells in self._cells.items():
             take(cells)
             if period.start_day <= day < period.end_day:
-                for scope in cells:
-                    account, totals = opened.get(scope), cells.totals(scope)
-                    if account is not None and totals is not None:
-                        account.add(totals, 1)
+                for scope in cells.keys() & opened.keys():
+                    opened[scope].add(cells.at_work(scope), 1)
 
     def _close_idle(self, scope: str) -> None:
         """Drops the entry of a scope that has no cells, unless it has a policy of its own."""
@@ -536,7 +535,7 @@ class Accounts:
     def _put_to_rest(self) -> Iterator[None]:
         """Packs the cells of days that are over, some at each step: an event may be waiting.
 
-        Yesterday's are left for tomorrow, as late events still change them.
+        What is yesterday's and awake is left for tomorrow, as late events still change it.
         """
         over = [place for place in self._cells if place[0] < self._today - 1]
         for place in over:

@@ -103,7 +103,11 @@ class DayCells(dict[str, Totals | bytes]):
 
     def totals(self, scope: str) -> Totals | None:
         """The totals of a scope, at rest or not; they go on resting."""
-        found = self.get(scope)
+        return self.at_work(scope) if scope in self else None
+
+    def at_work(self, scope: str) -> Totals:
+        """As ``totals``, for a scope that is there."""
+        found = self[scope]
         return unpacked(found) if isinstance(found, bytes) else found
 
     def rest(self, scope: str) -> None:

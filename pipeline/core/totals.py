@@ -25,10 +25,9 @@ def shard_of(scope: str) -> int:
 class _Day:
     """One day's cells, by kind of scope, so that the hot path builds no scope strings."""
 
-    __slots__ = ("all", "group", "number", "org", "port", "user")
+    __slots__ = ("all", "group", "org", "port", "user")
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self) -> None:
         self.all: dict[str, Cell] = {}
         self.port: dict[str, Cell] = {}
         self.org: dict[str, Cell] = {}
@@ -76,8 +75,9 @@ class SourceTotals:
     """All live cells of one source partition, and which of them changed since the last flush.
 
     A cell is awake, an object in ``_days``, from the event that finds none there. It is at rest
-    after recovery, and once its day and the one after it are over: with each flush after that the
-    cells of one shard are put to rest.
+    after recovery, and once its day and the one after it are over: when a new day begins, the
+    flushes after that put the older cells of one shard each to rest. One that a late event wakes
+    stays awake until the next day begins, and a sum beyond 64 bits never rests.
     """
 
     def __init__(self) -> None:
@@ -86,6 +86,7 @@ class SourceTotals:
         self._resting = 0
         self._oldest_at_rest = _NO_DAY
         self._newest_day = -_NO_DAY
+        self._next_to_rest = 0
         self._shards_to_rest = 0
         self._changed: list[Cell] = []
         self._flush = 0
@@ -234,7 +235,8 @@ class SourceTotals:
         self._flush += 1
         if self._shards_to_rest:
             self._shards_to_rest -= 1
-            self._put_to_rest(self._shards[self._shards_to_rest])
+            self._put_to_rest(self._shards[self._next_to_rest])
+            self._next_to_rest = (self._next_to_rest + 1) % SHARDS
         return changed
 
     def drop_before(self, oldest_day: int) -> int:
@@ -254,7 +256,7 @@ class SourceTotals:
     def _day(self, number: int) -> _Day:
         day = self._days.get(number)
         if day is None:
-            day = self._days[number] = _Day(number)
+            day = self._days[number] = _Day()
             if number > self._newest_day:
                 self._newest_day = number
                 self._shards_to_rest = SHARDS

@@ -85,6 +85,7 @@ async def take_over(
             for home in homes
         }
         merges = await _merges(context, inboxes, tables, totals, board)
+        give_back_freed_memory()  # the journals, as they were read
         stages.end("merges")
     except CorruptRecord:
         await producer.close()
@@ -94,7 +95,6 @@ async def take_over(
     except BaseException:
         await producer.close()
         raise
-    give_back_freed_memory()  # the journals, as they were read
     return Takeover(producer, prices, merges)
 
 

@@ -54,6 +54,7 @@ class HttpTransport:
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
         self._sending = _Client(self._address, self._headers)
+        self._asking = _Client(self._address, self._headers)
         self._streaming: http.client.HTTPConnection | None = None
 
     def open(self) -> None:
@@ -83,6 +84,7 @@ class HttpTransport:
     def close(self) -> None:
         """See ``Transport``."""
         self._sending.end()
+        self._asking.end()
         _shut(self._streaming)
 
     def abandon(self) -> None:
@@ -116,7 +118,7 @@ class HttpTransport:
     # -- prices ----------------------------------------------------------------------------
 
     def _follow_prices(self, prices: Prices, stop: threading.Event) -> None:
-        client = _Client(self._address, self._headers)
+        client = self._asking
         book: Book | None = None
         try:
             while not stop.is_set():
@@ -181,6 +183,11 @@ class _Client:
             self.close()
             if not was_open or self._has_ended:
                 raise Unavailable(f"{self._address}: {error or type(error).__name__}") from error
+        except (AttributeError, ValueError) as error:
+            if not self._has_ended:
+                raise
+            # ``end`` took the socket away between two steps.
+            raise Unavailable(f"{self._address}: closed") from error
         # The server may have closed a connection that was idle.
         return self.request(method, path, body, headers)
 
@@ -225,9 +232,11 @@ class _Client:
 
 def _shut(connection: http.client.HTTPConnection | None) -> None:
     """Wakes the thread that waits for an answer."""
-    if connection is not None and connection.sock is not None:
+    open_socket: socket.socket | None = None if connection is None else connection.sock
+    if open_socket is not None:
         with contextlib.suppress(OSError):
-            connection.sock.shutdown(socket.SHUT_RDWR)
+            # Not TLS's own, which lets whoever is still sending go on in the clear.
+            socket.socket.shutdown(open_socket, socket.SHUT_RDWR)
 
 
 class _Event(NamedTuple):

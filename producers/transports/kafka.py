@@ -21,6 +21,7 @@ ACKNOWLEDGE_S = 10.0
 """How long the broker may take to acknowledge a batch before it is sent again."""
 POLL_S = 0.5
 METADATA_S = 10.0
+LONGEST_WAIT_S = 4.0
 _QUIET = logging.getLogger("tallyport.librdkafka")
 _CRITICAL_ONLY = 2
 
@@ -222,29 +223,31 @@ class KafkaTransport:
                 if not unread:
                     gate.caught_up()
 
-    def _answer(self, stop: threading.Event, ask: Callable[[], int]) -> int:
-        """What ``ask`` returns; it is asked again while there is no answer, as a single long wait
-        would hold up the end of the process."""
+    def _answer(self, stop: threading.Event, ask: Callable[[float], int]) -> int:
+        """What ``ask`` returns, which is told how many seconds to wait; while there is no answer it
+        is asked again, as a single long wait would hold up the end of the process."""
         give_up_s = time.monotonic() + METADATA_S
+        wait_s = POLL_S
         while True:
             try:
-                return ask()
+                return ask(wait_s)
             except self._kafka.KafkaException as error:
                 is_silent = error.args[0].code() in self._no_answer
                 if not is_silent or stop.is_set() or time.monotonic() > give_up_s:
                     raise
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     @property
     def _no_answer(self) -> tuple[int, int]:
         errors = self._kafka.KafkaError
         return errors._TIMED_OUT, errors._TRANSPORT
 
-    def _end(self, consumer: Any, topic: str, partition: int) -> int:
+    def _end(self, consumer: Any, topic: str, partition: int, wait_s: float) -> int:
         place = self._kafka.TopicPartition(topic, partition)
-        return consumer.get_watermark_offsets(place, timeout=POLL_S)[1]
+        return consumer.get_watermark_offsets(place, timeout=wait_s)[1]
 
-    def _partitions(self, consumer: Any, topic: str) -> int:
-        found = consumer.list_topics(topic, timeout=POLL_S).topics[topic]
+    def _partitions(self, consumer: Any, topic: str, wait_s: float) -> int:
+        found = consumer.list_topics(topic, timeout=wait_s).topics[topic]
         if found.error is not None or not found.partitions:
             raise Unavailable(f"Kafka has no topic {topic}; `tallyport topics` creates it")
         return len(found.partitions)
