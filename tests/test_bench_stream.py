@@ -18,6 +18,7 @@ from pipeline.bench.task import Task, measured, read_answer
 from pipeline.bench.traffic import Load
 from pipeline.bench.trouble import run as run_trouble
 from pipeline.bench.troubled import CLEAN, TROUBLES, Trouble
+from pipeline.bench.workers import run as run_workers
 from pipeline.core.event_codec import decode_event
 from pipeline.core.events import Event
 from pipeline.core.totals import DAY_US
@@ -79,6 +80,14 @@ async def test_troubled_traffic_ends_as_it_must(tmp_path: Path) -> None:
     assert all(row["to_clean"] > 0 for row in rows)
 
 
+async def test_two_workers_share_what_one_does_alone(tmp_path: Path) -> None:
+    own = load_settings({}).on_its_own(tmp_path)
+    found = (await run_workers(own, Load(6_000), 2, 1, print)).to_json()
+    rows = cast(list[dict[str, Any]], found["workers"])
+    assert [row["workers"] for row in rows] == [1, 2]
+    assert all(row["events_per_s"] > 0 < row["cpu_s_per_million"] for row in rows)
+
+
 @pytest.mark.parametrize("mode", ["--peers", "--profile"])
 def test_without_the_environment_of_the_peers_it_names_the_way_there(
     mode: str, tmp_path: Path
@@ -91,6 +100,7 @@ def test_without_the_environment_of_the_peers_it_names_the_way_there(
 
 def test_modes_of_one_worker_are_not_mixed() -> None:
     assert "one at a time" in bench("--trouble", "--peers").stderr
+    assert "one at a time" in bench("--trouble", "--workers", "2").stderr
 
 
 def accepted(trouble: Trouble, count: int) -> list[Event]:

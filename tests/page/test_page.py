@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.page.conftest import OpenPage
 from tests.page.site import Site
@@ -198,6 +198,36 @@ def test_what_the_server_refuses_is_told_beside_its_field_too(open_page: OpenPag
     page.get_by_role("button", name="Save name").click()
     expect(page.get_by_text("must be one mail address")).to_be_visible()
     expect(page.get_by_label("Mail address")).to_have_attribute("aria-invalid", "true")
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_name_can_only_be_changed_once_it_was_read(open_page: OpenPage, answers: bool) -> None:
+    page = open_page("overview")
+    asked: list[Route] = []
+
+    def hold(route: Route) -> None:
+        asked.append(route)
+        if len(asked) == 1:  # the page's title asks first
+            route.continue_()
+
+    page.route("**/v1/names?scope=*", hold)
+    page.evaluate("location.hash = '#/ports/late'")
+    mail, save = page.get_by_label("Mail address"), page.get_by_role("button", name="Save name")
+    expect(mail).to_be_disabled()
+    expect(save).to_be_disabled()
+    for _ in range(600):
+        if len(asked) > 1:
+            break
+        page.wait_for_timeout(100)
+    if answers:
+        asked[-1].continue_()
+        expect(save).to_be_enabled()
+        mail.fill("somebody@example.com")
+        expect(mail).to_have_value("somebody@example.com")
+    else:
+        asked[-1].abort()
+        expect(page.get_by_text("The name cannot be read")).to_be_visible()
+        expect(save).to_be_disabled()
 
 
 def test_somebody_else_was_faster(open_page: OpenPage, client: httpx.Client) -> None:

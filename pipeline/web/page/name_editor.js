@@ -11,6 +11,10 @@ export function nameEditor(scope, onChanged, signal) {
   const name = field("Display name", h("input", { type: "text", maxlength: 200, autocomplete: "off" }), "Shown beside the id. Never part of events or ledger.");
   const email = field("Mail address", h("input", { type: "email", maxlength: 254, autocomplete: "off" }), "For reports and alerts.");
   const fields = { display_name: name, email };
+  const save = h("button", { type: "submit" }, "Save name");
+  // Until what there is has come: it would replace what was typed, and saving would remove it.
+  const controls = [name.input, email.input, save];
+  for (const control of controls) control.disabled = true;
   const form = h("form", { className: "name", novalidate: true, onsubmit: async (event) => {
     event.preventDefault();
     fill(said);
@@ -27,10 +31,13 @@ export function nameEditor(scope, onChanged, signal) {
       if (fields[error.field]) fields[error.field].fail(error.message.replace(`${error.field}: `, ""));
       else fill(said, notice("bad", error.message));
     }
-  } }, h("div", { className: "fields" }, name.node, email.node), h("div", { className: "actions" }, h("button", { type: "submit" }, "Save name")), said);
+  } }, h("div", { className: "fields" }, name.node, email.node), h("div", { className: "actions" }, save), said);
   get(`/v1/names${query({ scope })}`, signal).then((found) => {
     name.input.value = found.names[0]?.display_name ?? "";
     email.input.value = found.names[0]?.email ?? "";
-  }).catch(() => { /* the fields stay empty; saving says what is wrong */ });
+    for (const control of controls) control.disabled = false;
+  }).catch((error) => {
+    if (!signal.aborted) fill(said, notice("bad", `The name cannot be read: ${error.message}. Load the page again.`));
+  });
   return h("section", { className: "card", "aria-labelledby": "name-title" }, h("h2", { id: "name-title" }, "Name"), form);
 }
