@@ -35,12 +35,14 @@ class Cell:
     """The cumulative totals of ``scope`` on ``day`` (days since 1970-01-01 UTC).
 
     What users pay themselves is kept instead of what organisations pay, as it is the rare case.
+    ``home`` is the partition that merges the scope, where somebody has looked that up.
     """
 
     __slots__ = (
         "cost_nano",
         "day",
         "flush",
+        "home",
         "requests",
         "scope",
         "tokens",
@@ -53,6 +55,7 @@ class Cell:
         self.scope = scope
         self.day = day
         self.flush = -1
+        self.home: int | None = None
         self.requests = self.tokens = self.cost_nano = self.unpriced = 0
         self.user_cost_nano = self.user_unpriced = 0
 

@@ -72,8 +72,8 @@ class BlockRun:
 class Flush:
     """One flush: the position before and after it, fates, corrections, the cells that changed.
 
-    ``blocks`` are encoded. ``rules`` says what decided (see ``stream.rules``); empty where no
-    record was taken.
+    ``homes`` are the partitions that merge those, in the same order. ``blocks`` are encoded.
+    ``rules`` says what decided (see ``stream.rules``); empty where no record was taken.
     """
 
     before: Position
@@ -82,11 +82,12 @@ class Flush:
     blocks: list[bytes]
     corrected: Corrected
     changed: list[CellValue]
+    homes: list[int]
     rules: bytes
 
     def release(self) -> None:
         """Lets go of what the outbox has as bytes by now; the next flush needs the memory."""
-        self.changed, self.blocks = [], []
+        self.changed, self.homes, self.blocks = [], [], []
         self.taken.keys, self.taken.times_ms = [], []
 
 
@@ -96,11 +97,10 @@ def scope_home(scope: str, partitions: int) -> int:
     return partition_of(scope.encode(), partitions)
 
 
-def split_partials(context: StreamContext, source: int, flush: Flush) -> list[tuple[int, Partial]]:
+def split_partials(source: int, flush: Flush) -> list[tuple[int, Partial]]:
     """The changed cells as (merge partition, partial), the last part of each marked complete."""
     by_home: dict[int, list[CellValue]] = {}
-    for value in flush.changed:
-        home = scope_home(value[0], context.partitions)
+    for home, value in zip(flush.homes, flush.changed, strict=True):
         by_home.setdefault(home, []).append(value)
     return [
         (home, partial)

@@ -173,7 +173,7 @@ class FlushLoop:
         fences this worker first, and then finds all it committed in the totals journals.
         """
         remote: list[tuple[int, Partial]] = []
-        for home, partial in split_partials(self._context, source, flush):
+        for home, partial in split_partials(source, flush):
             if home in self._merges:
                 self._merges[home].apply_local(partial)
             else:

@@ -13,13 +13,14 @@ from aiokafka.structs import ConsumerRecord
 
 from pipeline import metrics
 from pipeline.core.adjusting import Corrected, take_resolved
+from pipeline.core.cells import Cell
 from pipeline.core.errors import CorruptRecord
 from pipeline.core.intake import Intake, Taken
 from pipeline.core.partials import PARTIAL_VERSION, Partial
 from pipeline.core.prices import PriceVersion
 from pipeline.core.windows import DAY_MS, oldest_day_needed
 from pipeline.stream.context import StreamContext
-from pipeline.stream.flush import BlockRun, Flush, fill_outbox
+from pipeline.stream.flush import BlockRun, Flush, fill_outbox, scope_home
 from pipeline.stream.inbox import Inbox
 from pipeline.stream.journal import Position
 from pipeline.stream.resolved_log import ResolvedInbox
@@ -181,11 +182,8 @@ class PriceStage:
         oldest_day = max(before.oldest_day, self._oldest_day(watermark_ms))
         # Also when no day has ended: a forwarding header may make an event of any age pass.
         totals.drop_before(oldest_day)
-        changed = [
-            (cell.scope, cell.day, cell.totals())
-            for cell in totals.take_changed()
-            if cell.day >= oldest_day
-        ]
+        cells = [cell for cell in totals.take_changed() if cell.day >= oldest_day]
+        changed = [(cell.scope, cell.day, cell.totals()) for cell in cells]
         position = msgspec.structs.replace(
             before,
             epoch=self._context.epoch,
@@ -204,7 +202,15 @@ class PriceStage:
             resolved_offset=self.corrections.reached,
             corrected=corrected.last_number or before.corrected,
         )
-        return Flush(before, position, taken, blocks.encoded, corrected, changed, rules or b"")
+        homes = [self._home(cell) if cell.home is None else cell.home for cell in cells]
+        encoded = blocks.encoded
+        return Flush(before, position, taken, encoded, corrected, changed, homes, rules or b"")
+
+    def _home(self, cell: Cell) -> int:
+        """The cell keeps it: with more scopes than ``scope_home`` remembers, it would be computed
+        for each change."""
+        home = cell.home = scope_home(cell.scope, self._context.partitions)
+        return home
 
     def _oldest_day(self, watermark_ms: int) -> int:
         slack_days = self._context.settings.max_event_age_days
