@@ -15,6 +15,7 @@ from pipeline.cli.output import as_json, print_json, print_table
 _ROUNDS = 3
 _RATES = (200, 5_000)
 _SECONDS = 20
+_HTTP_EVENTS = 200_000
 _WARM_UP_S = 5
 
 
@@ -168,7 +169,7 @@ async def _ledger(events: int) -> dict[str, object]:
 @click.option(
     "--events",
     type=click.IntRange(1_000),
-    default=200_000,
+    default=_HTTP_EVENTS,
     show_default=True,
     help="Events of a round.",
 )
@@ -213,8 +214,13 @@ async def _http(events: int, rounds: int, seconds: int) -> dict[str, object]:
 )
 @as_json
 def sdk(rate: int, seconds: int, json_wanted: bool) -> None:
-    """What the SDK costs a service, and how soon a budget stops it in another process."""
-    _show({"sdk": run_async(_sdk(rate, seconds))}, json_wanted)
+    """What the SDK costs a service, how soon a budget stops it in another process, and what the
+    API takes in from services that report over HTTP (as ``bench http``)."""
+    found = {
+        "sdk": run_async(_sdk(rate, seconds)),
+        "http": run_async(_http(_HTTP_EVENTS, _ROUNDS, seconds)),
+    }
+    _show(found, json_wanted)
 
 
 async def _sdk(rate: int, seconds: int) -> dict[str, object]:
