@@ -105,6 +105,10 @@ async def _run_sink(configured: "Settings") -> int:
             status,
             beside=resolve_corrections,
         )
+    except asyncio.CancelledError:
+        # A client that closes cancels what waits for it, which is no failure of who is told to end.
+        if not stop.is_set():
+            raise
     finally:
         if health is not None:
             health.close()

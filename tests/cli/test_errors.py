@@ -214,3 +214,34 @@ def test_a_connection_that_its_own_client_gave_up_is_one_line() -> None:
 
     with pytest.raises(TallyportError, match="given up by its own client"):
         run_async(given_up())
+
+
+GIVEN_UP_SINK = """
+import asyncio, os, signal, sys
+from pipeline.cli import running
+from pipeline.ledger import sink
+from pipeline.settings import Settings
+
+async def given_up(configured, stop, *_, **__):
+    if sys.argv[1] == "told":
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stop.wait()
+    raise asyncio.CancelledError
+
+sink.run_sink = given_up
+sys.exit(running.run_async(running._run_sink(Settings())))
+"""
+
+
+@pytest.mark.parametrize(("when", "status"), [("told", 0), ("by itself", 1)])
+def test_a_sink_that_is_told_to_end_while_a_client_gives_up_has_ended(
+    when: str, status: int
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", GIVEN_UP_SINK, when],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == status, ended.stderr
