@@ -17,7 +17,7 @@ from pipeline.core.budgets import (
     is_heartbeat,
     status_of,
 )
-from pipeline.core.cells import CellValue, DayCells, RestingValue, Totals, packed, unpacked
+from pipeline.core.cells import CellValue, DayCells, RestingValue, Totals, at_work, packed, unpacked
 from pipeline.core.outbox import Change, Outbox
 from pipeline.core.policies import Policy
 from pipeline.core.scopes import (
@@ -269,7 +269,7 @@ class Accounts:
         cells = self._day_cells(source, day)
         if cells is None:
             return
-        at_rest, totals = (found, unpacked(found)) if isinstance(found, bytes) else (None, found)
+        totals, at_rest = at_work(found), found if isinstance(found, bytes) else None
         place = cell_scope(scope) if scope.endswith(":*") else scope
         if place in cells:
             self.apply_cells(source, [(scope, day, totals)])
@@ -492,7 +492,7 @@ class Accounts:
             take(cells)
             if period.start_day <= day < period.end_day:
                 for scope in cells.keys() & opened.keys():
-                    opened[scope].add(cells.at_work(scope), 1)
+                    opened[scope].add(at_work(cells[scope]), 1)
 
     def _close_idle(self, scope: str) -> None:
         """Drops the entry of a scope that has no cells, unless it has a policy of its own."""

@@ -99,6 +99,11 @@ def unpacked(at_rest: bytes) -> Totals:
     return requests, tokens, cost_nano, org_cost_nano, unpriced, unpriced - user_unpriced
 
 
+def at_work(found: Totals | bytes) -> Totals:
+    """The totals, whether they rest or not."""
+    return unpacked(found) if isinstance(found, bytes) else found
+
+
 class DayCells(dict[str, Totals | bytes]):
     """What one source said of one day, by scope; bytes are totals at rest."""
 
@@ -106,12 +111,7 @@ class DayCells(dict[str, Totals | bytes]):
 
     def totals(self, scope: str) -> Totals | None:
         """The totals of a scope, at rest or not; they go on resting."""
-        return self.at_work(scope) if scope in self else None
-
-    def at_work(self, scope: str) -> Totals:
-        """As ``totals``, for a scope that is there."""
-        found = self[scope]
-        return unpacked(found) if isinstance(found, bytes) else found
+        return at_work(self[scope]) if scope in self else None
 
     def rest(self, scope: str) -> None:
         """Packs the totals of a scope that is there, unless they are beyond 64 bits."""

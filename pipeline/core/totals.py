@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from sys import intern
 from typing import Final
 
-from pipeline.core.cells import Cell, CellValue, RestingValue, Totals, packed, unpacked
+from pipeline.core.cells import Cell, CellValue, RestingValue, Totals, at_work, packed, unpacked
 from pipeline.core.events import Event, PricedEvent
 
 DAY_US: Final = 86_400_000_000
@@ -43,9 +43,9 @@ class _Day:
         return sum(map(len, (self.all, self.port, self.org, self.group, self.user)))
 
 
-def _at_work(value: RestingValue) -> CellValue:
+def _awake(value: RestingValue) -> CellValue:
     scope, day, totals = value
-    return scope, day, unpacked(totals) if isinstance(totals, bytes) else totals
+    return scope, day, at_work(totals)
 
 
 class _Shard:
@@ -116,11 +116,11 @@ class SourceTotals:
 
     def cells(self) -> Iterator[CellValue]:
         """Every live cell with its totals."""
-        return map(_at_work, self.values())
+        return map(_awake, self.values())
 
     def shard(self, number: int) -> list[CellValue]:
         """The live cells of one hash class with their totals."""
-        return [*map(_at_work, self._shards[number].values())]
+        return [*map(_awake, self._shards[number].values())]
 
     def add(self, events: Iterable[PricedEvent]) -> None:
         """Counts accepted events; a cost of None means unpriced.
