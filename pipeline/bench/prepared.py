@@ -12,6 +12,7 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 
 from pipeline.core.cells import CellValue
+from pipeline.core.dedupe import encode_ids
 from pipeline.core.totals import SourceTotals
 from pipeline.core.windows import DAY_MS, oldest_day_needed
 from pipeline.stream.id_journal import IdJournal
@@ -83,7 +84,7 @@ class PreparedTable:
         packed = self._random.randbytes(16 * count)
         keys = [packed[at : at + 16] for at in range(0, len(packed), 16)]
         times_ms = [self._now_ms - left * REMEMBERED_MS // self._ids] * count
-        return [Record(*record) for record in ids.records(keys, times_ms, 0)]
+        return [Record(*record) for record in ids.records(encode_ids(keys, times_ms), 0)]
 
 
 async def write_table(client: dict[str, Any], topics: Topics, table: PreparedTable) -> int:

@@ -40,7 +40,8 @@ MARK_COLUMNS: tuple[str, ...] = (
 class PricedBlock(msgspec.Struct, array_like=True, gc=False):
     """``rows`` hold the values of ``ROW_COLUMNS`` in that order; ``cost_nano`` may be None.
 
-    They are tuples where a block was read; ``PricedEvent`` does as well where one is written.
+    They are tuples where a block was read; ``PricedEvent`` does as well where one is written, and
+    so do rows that are encoded already (``packed_rows``).
 
     ``marks`` are those of the rows, in their order, in a block of corrections; else empty. There
     ``source_offset`` is the place of the correction, not one of ``[first_offset, next_offset)``.
@@ -112,6 +113,11 @@ _rows_decoder = msgspec.msgpack.Decoder(list[Row])
 def encode_block(block: PricedBlock) -> bytes:
     """The block as MessagePack."""
     return _encoder.encode(block)
+
+
+def packed_rows(count: int, packed: bytes) -> Any:
+    """``rows`` of a block that is written, made of ``count`` rows that are MessagePack already."""
+    return msgspec.Raw(b"\xdd" + count.to_bytes(4) + packed)
 
 
 def decode_block(value: bytes) -> PricedBlock:

@@ -5,7 +5,6 @@ every segment; forgetting drops a segment as a whole once its newest id is beyon
 So no step takes longer than its batch, and a remembered id takes 28 to 36 bytes.
 """
 
-import struct
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Final
@@ -25,7 +24,6 @@ from pipeline.core.dedupe_segment import (
 KEY_BYTES: Final = 16
 ENTRY_BYTES: Final = 24
 
-_TWO_WORDS: Final = struct.Struct("<QQ")
 _hasher: Final = blake2b(digest_size=KEY_BYTES, key=b"tallyport event id 1")
 _ENTRY: Final = np.dtype([("high", "<u8"), ("low", "<u8"), ("time_ms", "<i8")])
 
@@ -70,13 +68,27 @@ def correction_key(port_id: str, correction_id: str) -> bytes:
     return hasher.digest()
 
 
+def as_words(keys: Sequence[bytes]) -> Words:
+    """Keys as rows of two words each."""
+    return np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
+
+
 def encode_ids(keys: Sequence[bytes], times_ms: Sequence[int]) -> bytes:
     """Keys with their Kafka times, packed in 24 bytes each: the key, then a little-endian i64."""
-    entries = np.empty(len(keys), _ENTRY)
-    words = np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
+    return encode_words(as_words(keys), np.array(times_ms, np.int64))
+
+
+def encode_words(words: Words, times_ms: Times) -> bytes:
+    """``encode_ids`` of keys as words."""
+    entries = np.empty(len(words), _ENTRY)
     entries["high"], entries["low"] = words[:, 0], words[:, 1]
-    entries["time_ms"] = np.array(times_ms, np.int64)
+    entries["time_ms"] = times_ms
     return entries.tobytes()
+
+
+def newest_of(ids: bytes) -> int:
+    """The latest Kafka time (ms) among ids that ``encode_ids`` packed."""
+    return int(np.frombuffer(ids, _ENTRY)["time_ms"].max())
 
 
 class DedupeWindow:
@@ -115,15 +127,22 @@ class DedupeWindow:
         arrived_ms = times_ms if arrived_ms is None else arrived_ms
         if not len(keys) == len(times_ms) == len(arrived_ms):
             raise ValueError(f"{len(keys)} keys, but {len(times_ms)}, {len(arrived_ms)} times")
-        if len(keys) <= _SMALL_BATCH:
-            return [
-                self._admit_one(*_split(key), time_ms, at_ms, self.horizon_ms)
-                for key, time_ms, at_ms in zip(keys, times_ms, arrived_ms, strict=True)
-            ]
-        words = np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
         times = np.array(times_ms, np.int64)
         arrived = times if arrived_ms is times_ms else np.array(arrived_ms, np.int64)
-        return self._admit_batch(words, times, arrived, self.horizon_ms).tolist()
+        return self.admit_words(as_words(keys), times, arrived).tolist()
+
+    def admit_words(self, words: Words, times_ms: Times, arrived_ms: Times) -> Mask:
+        """``admit`` of keys as words, which must be as many as the times."""
+        if len(words) > _SMALL_BATCH:
+            return self._admit_batch(words, times_ms, arrived_ms, self.horizon_ms)
+        pairs = zip(words.tolist(), times_ms.tolist(), arrived_ms.tolist(), strict=True)
+        return np.array(
+            [
+                self._admit_one(high or 1, low, time_ms, at_ms, self.horizon_ms)
+                for (high, low), time_ms, at_ms in pairs
+            ],
+            np.bool_,
+        )
 
     def load(self, entries: bytes) -> None:
         """Remember what ``encode_ids`` packed; loading the same again changes nothing."""
@@ -203,12 +222,6 @@ class DedupeWindow:
             return False
         open_ms = self._watermark_ms - self._opened_at_watermark_ms
         return open_ms > self.horizon_ms // _SEGMENTS_PER_HORIZON
-
-
-def _split(key: bytes) -> tuple[int, int]:
-    """The two words of a key, the high one with 1 for 0, which marks a free slot."""
-    high, low = _TWO_WORDS.unpack(key)
-    return high or 1, low
 
 
 def _repeated(high: Words) -> Mask:

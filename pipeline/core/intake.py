@@ -11,14 +11,29 @@
 Each record ends as exactly one of: row (accepted), rejected, duplicate, forwarded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import compress
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
 
-from pipeline.core.dedupe import DedupeWindow, begun_event_key
-from pipeline.core.event_codec import TimeLimits, UnknownFields, decode_events, judge_time
+import numpy as np
+
+from pipeline.core.dedupe import (
+    ENTRY_BYTES,
+    DedupeWindow,
+    as_words,
+    begun_event_key,
+    encode_words,
+)
+from pipeline.core.dedupe_segment import Mask, Times, Words
+from pipeline.core.event_codec import (
+    TimeLimits,
+    UnknownFields,
+    decode_event,
+    decode_events,
+    judge_time,
+)
 from pipeline.core.events import PricedEvent
 from pipeline.core.home import (
     forwarded_from_header,
@@ -28,11 +43,14 @@ from pipeline.core.home import (
 )
 from pipeline.core.prices import PriceVersion
 from pipeline.core.rejections import TOO_OLD, Rejection
+from pipeline.core.rows import Rows
 from pipeline.core.timestamps import US_PER_DAY, US_PER_HOUR
-from pipeline.core.totals import SourceTotals
+from pipeline.core.totals import SourceTotals, Sums
 
 MAX_PORTS = 8_192
 """So many ports of a partition are known; with more the memory of them starts afresh."""
+FEW_RECORDS: Final = 24
+"""Fewer are all taken here: a call for all of them has a fixed cost."""
 
 
 class InputRecord(Protocol):
@@ -64,20 +82,73 @@ class Forwarded:
 
 @dataclass(slots=True)
 class Taken:
-    """The fates of the records of one flush, and what must be remembered of the accepted ones."""
+    """The fates of the records of one flush, and what must be remembered of the accepted ones.
 
-    rows: list[PricedEvent] = field(default_factory=list[PricedEvent])
+    ``ids`` are packed (see ``core.dedupe``). The rows of accepted events are not among it.
+    """
+
     rejected: list[Rejected] = field(default_factory=list[Rejected])
     duplicates: list[int] = field(default_factory=list[int])
     forwarded: list[Forwarded] = field(default_factory=list[Forwarded])
-    keys: list[bytes] = field(default_factory=list[bytes])
-    times_ms: list[int] = field(default_factory=list[int])
+    ids: bytearray = field(default_factory=bytearray)
     unpriced: int = 0
     watermark_ms: int = 0
 
+    @property
+    def id_count(self) -> int:
+        """How many ids there are to remember."""
+        return len(self.ids) // ENTRY_BYTES
+
+
+class UsualReader(Protocol):
+    """Takes usual events out of a slice and does with all of them at once what is done here with
+    one after the other; what it leaves is for here. It holds one slice at a time.
+
+    ``usual`` says which records are events that are valid, of the right age and at home;
+    ``keys``, ``stamps_ms`` and ``offsets`` are of all records, keys where usual.
+    """
+
+    max_records: int
+
+    def read(self, records: Sequence[InputRecord], limits: TimeLimits) -> None: ...
+
+    @property
+    def usual(self) -> Mask: ...
+    @property
+    def keys(self) -> Words: ...
+    @property
+    def stamps_ms(self) -> Times: ...
+    @property
+    def offsets(self) -> Times: ...
+
+    def price(self, admitted: Mask, prices: PriceVersion) -> tuple[Mask, int]:
+        """Which of the admitted usual events have a price, or certainly none; how many none."""
+        ...
+
+    def rows(self) -> Rows:
+        """The rows of those."""
+        ...
+
+    def sums(self) -> Sums:
+        """What those add to the cells."""
+        ...
+
+
+class _Candidates(NamedTuple):
+    """Events that are accepted unless they are duplicates, each with its place in the slice, its
+    judging time and its identity."""
+
+    places: list[int]
+    events: list[PricedEvent]
+    times_ms: list[int]
+    begun_keys: list[blake2b]
+
 
 class Intake:
-    """Takes the records of one source partition; memory is ``totals`` and ``dedupe``."""
+    """Takes the records of one source partition; memory is ``totals`` and ``dedupe``.
+
+    ``usual`` speeds it up, where there is one; nothing else depends on it.
+    """
 
     def __init__(
         self,
@@ -85,11 +156,13 @@ class Intake:
         partitions: int,
         totals: SourceTotals,
         dedupe: DedupeWindow,
+        usual: UsualReader | None = None,
     ) -> None:
         self._partition = partition
         self._partitions = partitions
         self._totals = totals
         self._dedupe = dedupe
+        self._usual = usual
         self._ports: dict[str, tuple[int, blake2b]] = {}
         self.unknown_fields = UnknownFields()
 
@@ -99,15 +172,100 @@ class Intake:
         prices: PriceVersion,
         limits: TimeLimits,
         taken: Taken,
-    ) -> None:
-        """Decides every record's fate, in order, and adds it to ``taken``."""
-        candidates, begun_keys = list[PricedEvent](), list[blake2b]()
-        times_ms, arrived_ms = list[int](), list[int]()
+    ) -> Rows:
+        """Decides every record's fate, in order, and adds it to ``taken``; returns the rows of
+        the accepted events."""
+        usual = self._usual
+        if usual is not None and len(records) > FEW_RECORDS:
+            return self._take_together(usual, records, prices, limits, taken)
+        if not records:
+            return Rows.of([])
+        found = self._candidates(records, range(len(records)), limits, taken)
+        stamps_ms = [record.timestamp for record in records]
+        taken.watermark_ms = max(taken.watermark_ms, *stamps_ms)
+        events = found.events
+        if not events:
+            return Rows.of([])
+        words, times_ms = as_words(_keys(found)), np.array(found.times_ms, np.int64)
+        arrived_ms = np.array([stamps_ms[place] for place in found.places], np.int64)
+        admitted = self._dedupe.admit_words(words, times_ms, arrived_ms)
+        if not admitted.all():
+            is_first = admitted.tolist()
+            taken.duplicates += [
+                event.source_offset
+                for event, first in zip(events, is_first, strict=True)
+                if not first
+            ]
+            events = list(compress(events, is_first))
+            words, times_ms = words[admitted], times_ms[admitted]
+        taken.ids += encode_words(words, times_ms)
+        return self._accept(events, prices, taken)
+
+    def _take_together(
+        self,
+        usual: UsualReader,
+        records: Sequence[InputRecord],
+        prices: PriceVersion,
+        limits: TimeLimits,
+        taken: Taken,
+    ) -> Rows:
+        usual.read(records, limits)
+        keys, times_ms, is_candidate = usual.keys, usual.stamps_ms, usual.usual
+        taken.watermark_ms = max(taken.watermark_ms, int(usual.stamps_ms.max()))
+        places = np.flatnonzero(~is_candidate).tolist()
+        others = self._candidates([records[place] for place in places], places, limits, taken)
+        if others.places:
+            keys[others.places] = as_words(_keys(others))
+            times_ms, is_candidate = times_ms.copy(), is_candidate.copy()
+            times_ms[others.places] = others.times_ms
+            is_candidate[others.places] = True
+        admitted = self._admit(usual, keys, times_ms, is_candidate, taken)
+        priced, unpriced = usual.price(admitted, prices)
+        taken.unpriced += unpriced
+        self._totals.add_sums(usual.sums())
+        rows = usual.rows()
+        rest = np.flatnonzero(admitted & ~priced).tolist()
+        if not rest:
+            return rows
+        known = dict(zip(others.places, others.events, strict=True))
+        events = [known.get(place) or _event_in(records[place]) for place in rest]
+        return rows.merged(self._accept(events, prices, taken))
+
+    def _admit(
+        self, usual: UsualReader, keys: Words, times_ms: Times, is_candidate: Mask, taken: Taken
+    ) -> Mask:
+        """Which of the candidates among all records are no duplicates; these are remembered."""
+        if is_candidate.all():
+            admitted = self._dedupe.admit_words(keys, times_ms, usual.stamps_ms)
+        else:
+            admitted = np.zeros(len(keys), np.bool_)
+            admitted[is_candidate] = self._dedupe.admit_words(
+                keys[is_candidate], times_ms[is_candidate], usual.stamps_ms[is_candidate]
+            )
+        duplicates = usual.offsets[is_candidate & ~admitted]
+        if len(duplicates):
+            taken.duplicates += duplicates.tolist()
+        taken.ids += encode_words(keys[admitted], times_ms[admitted])
+        return admitted
+
+    def _accept(self, events: list[PricedEvent], prices: PriceVersion, taken: Taken) -> Rows:
+        taken.unpriced += prices.price_all(events)
+        self._totals.add(events)
+        return Rows.of(events)
+
+    def _candidates(
+        self,
+        records: Sequence[InputRecord],
+        places: Iterable[int],
+        limits: TimeLimits,
+        taken: Taken,
+    ) -> _Candidates:
+        """Decides what becomes of ``records`` but for duplicates."""
+        found = _Candidates([], [], [], [])
         partition, ports = self._partition, self._ports
         max_age_us, max_skew_us = limits.max_age_us, limits.max_skew_us
-        stamps_ms = [record.timestamp for record in records]
         events = decode_events(records, self.unknown_fields)
-        for record, event, stamp_ms in zip(records, events, stamps_ms, strict=True):
+        for place, record, event in zip(places, records, events, strict=True):
             if isinstance(event, Rejection):
                 taken.rejected.append(Rejected(record, event))
                 continue
@@ -115,10 +273,10 @@ class Intake:
             if home != partition:
                 taken.forwarded.append(self._forward(record, home))
                 continue
-            recorded_at_ms, headers = stamp_ms, record.headers
+            recorded_at_ms, headers = record.timestamp, record.headers
             rejection = None
             if headers:
-                recorded_at_ms = judging_time_ms(headers, stamp_ms)
+                recorded_at_ms = judging_time_ms(headers, recorded_at_ms)
                 rejection = self._judge_late(event.occurred_at_us, record, limits)
             if not -max_skew_us <= recorded_at_ms * 1000 - event.occurred_at_us <= max_age_us:
                 rejection = rejection or judge_time(event.occurred_at_us, recorded_at_ms, limits)
@@ -127,40 +285,11 @@ class Intake:
                 continue
             event.source_offset = record.offset
             event.recorded_at_ms = recorded_at_ms
-            candidates.append(event)
-            times_ms.append(recorded_at_ms)
-            arrived_ms.append(stamp_ms)
-            begun_keys.append(begun_key)
-        if records:
-            taken.watermark_ms = max(taken.watermark_ms, *stamps_ms)
-        keys = _keys(candidates, begun_keys)
-        self._accept(candidates, keys, times_ms, arrived_ms, prices, taken)
-
-    def _accept(
-        self,
-        candidates: list[PricedEvent],
-        keys: list[bytes],
-        times_ms: list[int],
-        arrived_ms: list[int],
-        prices: PriceVersion,
-        taken: Taken,
-    ) -> None:
-        # Most came here first, and then there is one list less to turn into an array.
-        came_ms = None if arrived_ms == times_ms else arrived_ms
-        admitted = self._dedupe.admit(keys, times_ms, came_ms) if keys else []
-        if not all(admitted):
-            taken.duplicates += [
-                event.source_offset
-                for event, is_first in zip(candidates, admitted, strict=True)
-                if not is_first
-            ]
-            candidates = list(compress(candidates, admitted))
-            keys, times_ms = list(compress(keys, admitted)), list(compress(times_ms, admitted))
-        taken.keys += keys
-        taken.times_ms += times_ms
-        taken.unpriced += prices.price_all(candidates)
-        self._totals.add(candidates)
-        taken.rows += candidates
+            found.places.append(place)
+            found.events.append(event)
+            found.times_ms.append(recorded_at_ms)
+            found.begun_keys.append(begun_key)
+        return found
 
     def _new_port(self, port_id: str) -> tuple[int, blake2b]:
         """Where the events of a port belong, and what their keys begin with; kept for the next."""
@@ -197,12 +326,22 @@ class Intake:
         return Forwarded(record, home, headers)
 
 
-def _keys(events: list[PricedEvent], begun_keys: list[blake2b]) -> list[bytes]:
+def _keys(found: _Candidates) -> list[bytes]:
     """``event_key`` of each event, from what those of its port begin with."""
     # A loop of its own: within the one before it the same takes a tenth longer.
     keys: list[bytes] = []
-    for event, begun_key in zip(events, begun_keys, strict=True):
+    for event, begun_key in zip(found.events, found.begun_keys, strict=True):
         key = begun_key.copy()
         key.update(event.event_id.encode())
         keys.append(key.digest())
     return keys
+
+
+def _event_in(record: InputRecord) -> PricedEvent:
+    """The event of a usual record, which therefore has one."""
+    event = decode_event(record.value)
+    if isinstance(event, Rejection):
+        raise RuntimeError(f"offset {record.offset}: read as valid, then rejected: {event.detail}")
+    event.source_offset = record.offset
+    event.recorded_at_ms = record.timestamp
+    return event

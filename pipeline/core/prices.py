@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -181,6 +181,14 @@ Usual = tuple[int, int, int, int, int, int, int, int, int, str, bool]
 name of the rate and whether that is one of last resort."""
 
 
+class Fixed(NamedTuple):
+    """One price for every event without flags, from when on and until when (exclusive)."""
+
+    since_us: int
+    until_us: int
+    price: Price
+
+
 def _usual_row(found: Quote | Plan, since_us: int, until_us: int) -> Usual:
     """The row of a stretch of time; of one without such a price, for no event at all."""
     if isinstance(found, Quote) and found.table is not None and found.by_length is None:
@@ -286,14 +294,24 @@ class PriceVersion:
         """What applies to a provider, model and service tier, kept from the first time on."""
         return self._plans.get(key) or self._new_plan(key)
 
+    def price_at(self, key: tuple[str, str, str], at_us: int) -> Usual | Fixed:
+        """What prices events of a provider, model and service tier around ``at_us``.
+
+        ``Usual`` is for no event at all where each has to be looked at (see ``price``).
+        """
+        found, since_us, until_us = self._stretch_at(key, at_us)
+        if isinstance(found, Quote) and found.table is None:
+            return Fixed(since_us, until_us, found.fixed)
+        return _usual_row(found, since_us, until_us)
+
+    def _stretch_at(self, key: tuple[str, str, str], at_us: int) -> tuple[Quote | Plan, int, int]:
+        plan = self._plan(key)
+        return plan.stretch_at(at_us) if isinstance(plan, Plan) else (plan, _ALWAYS_US, NEVER_US)
+
     def _usual_at(self, event: Event) -> Usual:
         """The row for events like ``event``, from now on."""
         key = (event.provider, event.model, event.service_tier)
-        plan = self._plan(key)
-        found, since_us, until_us = plan, _ALWAYS_US, NEVER_US
-        if isinstance(plan, Plan):
-            found, since_us, until_us = plan.stretch_at(event.occurred_at_us)
-        row = _usual_row(found, since_us, until_us)
+        row = _usual_row(*self._stretch_at(key, event.occurred_at_us))
         if len(self._usual) >= MAX_PLANS:
             self._usual.clear()
         self._usual[key] = row

@@ -6,7 +6,7 @@ The fold adds integers only, so it is the same whatever slices the stream is cut
 import zlib
 from collections.abc import Iterable, Iterator
 from sys import intern
-from typing import Final
+from typing import Final, NamedTuple
 
 from pipeline.core.cells import Cell, CellValue, RestingValue, Totals, at_work, packed, unpacked
 from pipeline.core.events import Event, PricedEvent
@@ -15,6 +15,21 @@ DAY_US: Final = 86_400_000_000
 
 SHARDS: Final = 256
 _NO_DAY: Final = 1 << 62
+_NOTHING_RARE: Final = [0, 0, 0]
+
+
+SharedSum = tuple[int, str, str, str, int, int, int, int, int, int]
+"""A day, port, organisation and group, and the requests, tokens, cost_nano, unpriced requests,
+user_cost_nano and user_unpriced of some events that have them."""
+UserSum = tuple[int, str, int, int, int, int, int, int]
+"""The same of a day and a user."""
+
+
+class Sums(NamedTuple):
+    """What some events add to the cells; events without a user are in ``shared`` alone."""
+
+    shared: Iterable[SharedSum]
+    users: Iterable[UserSum]
 
 
 def shard_of(scope: str) -> int:
@@ -171,6 +186,31 @@ class SourceTotals:
                     cell.tokens += tokens
                     cell.cost_nano += cost_nano
 
+    def add_sums(self, sums: Sums) -> None:
+        """Counts events that somebody has added up already."""
+        flush, changed = self._flush, self._changed
+        number, cells = -_NO_DAY, dict[str, Cell]()
+        for day, ident, requests, tokens, cost_nano, *rare in sums.users:
+            if day != number:
+                number, cells = day, self._day(day).user
+            cell = cells.get(ident) or self._new(cells, ident, "user:" + ident, day)
+            if cell.flush != flush:
+                cell.flush = flush
+                changed.append(cell)
+            cell.requests += requests
+            cell.tokens += tokens
+            cell.cost_nano += cost_nano
+            if rare != _NOTHING_RARE:
+                _add_rare_sums(cell, *rare)
+        for day, port, org, group, requests, tokens, cost_nano, *rare in sums.shared:
+            for cell in self._shared_cells(day, port, org, group):
+                self._change(cell)
+                cell.requests += requests
+                cell.tokens += tokens
+                cell.cost_nano += cost_nano
+                if rare != _NOTHING_RARE:
+                    _add_rare_sums(cell, *rare)
+
     def _add_rare(self, event: PricedEvent) -> None:
         """Counts one event that is unpriced or that the user pays."""
         tokens = event.input_tokens + event.output_tokens
@@ -293,3 +333,9 @@ class SourceTotals:
         self._resting += scope not in resting
         resting[scope] = at_rest
         self._oldest_at_rest = min(self._oldest_at_rest, day)
+
+
+def _add_rare_sums(cell: Cell, unpriced: int, user_cost_nano: int, user_unpriced: int) -> None:
+    cell.unpriced += unpriced
+    cell.user_cost_nano += user_cost_nano
+    cell.user_unpriced += user_unpriced

@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
 
 from pipeline.core.adjusting import Corrected
-from pipeline.core.blocks import BLOCK_VERSION, PricedBlock, encode_block
+from pipeline.core.blocks import BLOCK_VERSION, PricedBlock, encode_block, packed_rows
 from pipeline.core.cells import CellValue
-from pipeline.core.events import PricedEvent
 from pipeline.core.home import partition_of
 from pipeline.core.intake import Rejected, Taken
 from pipeline.core.partials import PARTIAL_VERSION, Partial, encode_partial
+from pipeline.core.rows import Rows
 from pipeline.stream.context import StreamContext
 from pipeline.stream.journal import Position
 from pipeline.stream.rules import rules_record
@@ -24,9 +23,7 @@ PARTIAL_CELLS = 5_000
 class BlockRun:
     """The priced blocks of one flush, which together cover its offsets without a hole.
 
-    Each is encoded as soon as its rows are there, and they are let go: a flush has tens of
-    megabytes of them, which would otherwise have left the processor's cache before their turn.
-    ``rows`` counts them.
+    ``rows`` counts their rows.
     """
 
     def __init__(self, epoch: int, topic: str, partition: int, first_offset: int) -> None:
@@ -37,19 +34,19 @@ class BlockRun:
         self.rows = 0
         self.encoded: list[bytes] = []
 
-    def seal_full(self, taken: Taken) -> None:
-        """Makes blocks of as many rows of ``taken`` as fill them."""
-        while len(taken.rows) >= BLOCK_ROWS:
-            rows, taken.rows = taken.rows[:BLOCK_ROWS], taken.rows[BLOCK_ROWS:]
-            self._seal(rows, rows[-1].source_offset + 1, taken)
+    def seal(self, rows: Rows, taken: Taken, next_offset: int) -> None:
+        """Makes blocks of ``rows``, the last of them up to ``next_offset``.
 
-    def seal_rest(self, taken: Taken, next_offset: int) -> None:
-        """Makes the last block, up to ``next_offset``, unless that is covered already."""
+        Makes none where nothing is left to be covered.
+        """
+        for first in range(0, len(rows), BLOCK_ROWS):
+            last = min(first + BLOCK_ROWS, len(rows))
+            end = int(rows.offsets[last - 1]) + 1 if last < len(rows) else next_offset
+            self._seal(last - first, rows.cut(first, last), taken, end)
         if next_offset > self._next_offset:
-            rows, taken.rows = taken.rows, []
-            self._seal(rows, next_offset, taken)
+            self._seal(0, b"", taken, next_offset)
 
-    def _seal(self, rows: list[PricedEvent], next_offset: int, taken: Taken) -> None:
+    def _seal(self, count: int, rows: bytes, taken: Taken, next_offset: int) -> None:
         span = range(self._next_offset, next_offset)
         block = PricedBlock(
             BLOCK_VERSION,
@@ -58,13 +55,13 @@ class BlockRun:
             self._partition,
             span.start,
             span.stop,
-            cast(list[tuple[Any, ...]], rows),
+            packed_rows(count, rows),
             [r.record.offset for r in taken.rejected if r.record.offset in span],
             [offset for offset in taken.duplicates if offset in span],
             [f.record.offset for f in taken.forwarded if f.record.offset in span],
         )
         self.encoded.append(encode_block(block))
-        self.rows += len(rows)
+        self.rows += count
         self._next_offset = next_offset
 
 
@@ -88,7 +85,7 @@ class Flush:
     def release(self) -> None:
         """Lets go of what the outbox has as bytes by now; the next flush needs the memory."""
         self.changed, self.homes, self.blocks = [], [], []
-        self.taken.keys, self.taken.times_ms = [], []
+        self.taken.ids = bytearray()
 
 
 @lru_cache(maxsize=65_536)
@@ -139,7 +136,7 @@ def fill_outbox(
     for key, value in table.journal.records(flush.position, flush.changed, table.totals):
         outbox.add(topics.totals, partition, Record(key, value))
     forget_before_ms = flush.position.watermark_ms - table.dedupe.horizon_ms
-    for key, body in table.ids.records(taken.keys, taken.times_ms, forget_before_ms):
+    for key, body in table.ids.records(bytes(taken.ids), forget_before_ms):
         outbox.add(topics.ids, partition, Record(key, body))
     if flush.position.rules_digest != flush.before.rules_digest:
         key = b"%d|%d" % (partition, flush.before.next_offset)

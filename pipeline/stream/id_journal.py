@@ -13,7 +13,7 @@ from collections import deque
 from itertools import pairwise
 from typing import NamedTuple
 
-from pipeline.core.dedupe import ENTRY_BYTES, DedupeWindow, encode_ids
+from pipeline.core.dedupe import ENTRY_BYTES, DedupeWindow, newest_of
 from pipeline.core.errors import CorruptRecord
 
 RING_SLOTS = 256
@@ -44,20 +44,17 @@ class IdJournal:
         self.count = 0
         """How many ids have been journalled since the epoch began."""
 
-    def records(
-        self, keys: list[bytes], times_ms: list[int], forget_before_ms: int
-    ) -> JournalRecords:
-        """The (key, value) records of a flush that accepted ``keys`` at ``times_ms``."""
+    def records(self, ids: bytes, forget_before_ms: int) -> JournalRecords:
+        """The (key, value) records of a flush that accepted ``ids`` (see ``encode_ids``)."""
         written: JournalRecords = []
-        if keys:
+        if ids:
             if len(self._deltas) >= RING_SLOTS or self._delta_bytes >= SEGMENT_BYTES:
                 written.append(self._seal())
             slot = len(self._deltas)
-            newest_ms = max(times_ms)
-            ids = encode_ids(keys, times_ms)
+            newest_ms = newest_of(ids)
             written.append((b"d|%d" % slot, _HEADER.pack(_VERSION, newest_ms, self.count) + ids))
             self.restore_delta(newest_ms, ids)
-            self.count += len(keys)
+            self.count += len(ids) // ENTRY_BYTES
         while self._segments and self._segments[0][1] < forget_before_ms:
             number, _ = self._segments.popleft()
             written.append((b"g|%d" % number, None))

@@ -14,11 +14,14 @@ from aiokafka.structs import ConsumerRecord
 from pipeline import metrics
 from pipeline.core.adjusting import Corrected, take_resolved
 from pipeline.core.cells import Cell
+from pipeline.core.dedupe import encode_ids
 from pipeline.core.errors import CorruptRecord
 from pipeline.core.intake import Intake, Taken
 from pipeline.core.partials import PARTIAL_VERSION, Partial
 from pipeline.core.prices import PriceVersion
+from pipeline.core.rows import Rows
 from pipeline.core.windows import DAY_MS, oldest_day_needed
+from pipeline.native.slice import usual_reader
 from pipeline.stream.context import StreamContext
 from pipeline.stream.flush import BlockRun, Flush, fill_outbox, scope_home
 from pipeline.stream.inbox import Inbox
@@ -46,7 +49,11 @@ class PriceStage:
     ) -> None:
         self._context = context
         self._table = table
-        self._intake = Intake(table.partition, context.partitions, table.totals, table.dedupe)
+        usual = usual_reader(table.partition, context.partitions)
+        self._chunk_records = CHUNK_RECORDS if usual is None else usual.max_records
+        self._intake = Intake(
+            table.partition, context.partitions, table.totals, table.dedupe, usual
+        )
         # What has been gathered, which the table's position follows once it is committed.
         self._gathered = table.position
         self._gathered_at_s = time.monotonic()
@@ -147,13 +154,13 @@ class PriceStage:
         taken = Taken()
         context, first_offset = self._context, self._gathered.next_offset
         blocks = BlockRun(context.epoch, context.topics.events, self.partition, first_offset)
-        for first in range(0, len(records), CHUNK_RECORDS):
-            chunk = records[first : first + CHUNK_RECORDS]
-            self._intake.take(chunk, prices, self._context.limits, taken)
-            blocks.seal_full(taken)
+        for first in range(0, len(records), self._chunk_records):
+            chunk = records[first : first + self._chunk_records]
+            rows = self._intake.take(chunk, prices, self._context.limits, taken)
+            blocks.seal(rows, taken, chunk[-1].offset + 1)
             if first:
                 await asyncio.sleep(0)  # the fetcher, heartbeats and health run in this loop too
-        blocks.seal_rest(taken, self.inbox.reached)
+        blocks.seal(Rows.of([]), taken, self.inbox.reached)
         return taken, blocks
 
     def _correct(self, taken: Taken) -> Corrected:
@@ -165,8 +172,7 @@ class PriceStage:
         except CorruptRecord as error:
             where = f"{self._context.topics.resolved} partition {table.partition}"
             raise CorruptRecord(f"{where} {error}") from error
-        taken.keys += corrected.keys
-        taken.times_ms += corrected.times_ms
+        taken.ids += encode_ids(corrected.keys, corrected.times_ms)
         return corrected
 
     def _close(
@@ -198,7 +204,7 @@ class PriceStage:
             oldest_day=oldest_day,
             cells=len(totals),
             rules_digest=before.rules_digest if rules is None else rules_digest(rules),
-            ids=before.ids + len(taken.keys),
+            ids=before.ids + taken.id_count,
             resolved_offset=self.corrections.reached,
             corrected=corrected.last_number or before.corrected,
         )

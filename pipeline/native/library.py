@@ -1,0 +1,103 @@
+"""The compiled library, as far as there is one, with the types of its functions."""
+
+import ctypes
+from ctypes import POINTER, c_int64, c_uint64, c_void_p
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.core.errors import TallyportError
+from pipeline.native.build import LIBRARY, source_digest
+
+RATE: Final = np.dtype(
+    [
+        (name, "<i8")
+        for name in (
+            "type", "since_us", "until_us", "most_input",
+            "request", "per_input", "per_cached", "per_output", "denominator",
+            "status", "estimated", "name_at", "name_length",
+        )
+    ]
+)  # fmt: skip
+MODEL: Final = np.dtype([("at", "<i8", 3), ("length", "<i8", 3), ("first_us", "<i8")])
+SUM: Final = np.dtype(
+    [
+        ("day", "<i8"),
+        ("at", "<i8", 3),
+        ("length", "<i8", 3),
+        ("requests", "<i8"),
+        ("tokens", "<i8"),
+        ("cost_nano", "<i8"),
+        ("unpriced", "<i8"),
+        ("user_cost_nano", "<i8"),
+        ("user_unpriced", "<i8"),
+    ]
+)
+
+
+class Rules(ctypes.Structure):
+    """``Rules`` of the library."""
+
+    _fields_ = (
+        ("partition", c_int64),
+        ("partitions", c_int64),
+        ("max_age_us", c_int64),
+        ("max_skew_us", c_int64),
+    )
+
+
+class Groups(ctypes.Structure):
+    """``Groups`` of the library."""
+
+    _fields_ = (
+        ("slots", c_void_p),
+        ("mask", c_uint64),
+        ("seed", c_uint64),
+        ("names", c_void_p),
+        ("count", ctypes.c_uint32),
+    )
+
+
+_P = c_void_p
+_RULES, _GROUPS = POINTER(Rules), POINTER(Groups)
+_FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
+    "tp_read": (None, (_P, _P, _P, _P, c_int64, _RULES, _P, _P, _P)),
+    "tp_models": (c_int64, (_P, _P, _P, c_int64, _GROUPS, _P, _P)),
+    "tp_price": (c_int64, (_P, _P, c_int64, _P, _P, _P)),
+    "tp_rows": (c_int64, (_P, _P, _P, c_int64, _P, _P, _P, _P, _P, _P, _P, _P)),
+    "tp_add_up": (None, (_P, _P, _P, c_int64, _P, _P, _P, _GROUPS, _P, _P, _P)),
+    "tp_row_bytes": (c_int64, ()),
+    "tp_event_bytes": (c_int64, ()),
+    "tp_name_bytes": (c_int64, ()),
+    "tp_rate_bytes": (c_int64, ()),
+    "tp_sum_bytes": (c_int64, ()),
+    "tp_model_bytes": (c_int64, ()),
+    "tp_source": (ctypes.c_char_p, ()),
+}
+
+
+@cache
+def library() -> Any | None:
+    """The library; None where none was compiled.
+
+    Raises ``TallyportError`` for one that was compiled from another source: it would do something
+    else than this release.
+    """
+    if not LIBRARY.exists():
+        return None
+    # Its functions hold the interpreter's lock: they take less than waiting for it may.
+    found = ctypes.PyDLL(str(LIBRARY))
+    for name, (result, arguments) in _FUNCTIONS.items():
+        function = getattr(found, name)
+        function.restype, function.argtypes = result, arguments
+    compiled = found.tp_source().decode()
+    if compiled != source_digest():
+        raise TallyportError(
+            f"{LIBRARY.name} was compiled from another slice.c; "
+            "run `python -m pipeline.native.build`"
+        )
+    laid_out = (found.tp_model_bytes(), found.tp_rate_bytes(), found.tp_sum_bytes())
+    if laid_out != (MODEL.itemsize, RATE.itemsize, SUM.itemsize):
+        raise TallyportError(f"{LIBRARY.name} lays out its arrays otherwise than this release")
+    return found

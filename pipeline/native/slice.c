@@ -1,0 +1,809 @@
+/* The usual events of a slice, from their JSON to the rows of a priced block.
+ *
+ * Five steps over all records of a slice, each a function of its own, called in this order from
+ * slice.py, which decides between them what takes the interpreter: duplicates, prices, cells.
+ *
+ *   tp_read      JSON, validity, age, home partition -> Event, and the key of its identity
+ *   tp_models    which provider, model and service tier each has, so that a price is looked up once
+ *   tp_price     what each costs, by the rate of its model
+ *   tp_rows      the rows of a priced block, as MessagePack
+ *   tp_add_up    sums by day and port, organisation, group; and by day and user
+ *
+ * Nothing is decided here that is not plain: what is not exactly of the usual kind is left to the
+ * readers of pipeline/core, which state every rule. No memory is allocated or kept, nothing is read
+ * or written beyond the arrays of the caller, and there is no state between two calls.
+ */
+
+#include <stdint.h>
+#include <string.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* ---- The fields of an event, in the order of a row (pipeline/core/events.py) ---- */
+
+enum { EVENT_ID, PORT_ID, PROVIDER, MODEL, USER_ID, ORGANIZATION_ID, GROUP_ID, SESSION_ID, SERVICE,
+       ENDPOINT, REQUEST_ID, SERVICE_TIER, FEATURE, TEXTS };
+enum { INPUT, CACHED_INPUT, CACHE_WRITE, CACHE_WRITE_1H, INPUT_AUDIO, INPUT_IMAGE, OUTPUT,
+       REASONING, OUTPUT_AUDIO, CHARACTERS, IMAGES, WEB_SEARCHES, COUNTS };
+enum { SELF_HOSTED, CACHE_HIT, ESTIMATED, FLAGS };
+
+typedef struct { uint32_t at, length; } Text;  /* where it stands among the bytes of the slice */
+
+typedef struct {
+    Text texts[TEXTS];
+    int64_t counts[COUNTS];
+    int64_t occurred_at_us;
+    uint8_t kind, billing_scope, flags[FLAGS];
+} Event;
+
+static const char *const KINDS[] = {"llm", "stt", "tts", "embedding", "image", "other"};
+static const char *const BILLING_SCOPES[] = {"org", "user"};
+static const char UNSPECIFIED[] = "unspecified";
+enum { BILLED_TO_USER = 1 };
+
+enum { MAX_ID = 128, MAX_TEXT = 256, MAX_EVENT_BYTES = 64 * 1024 };
+static const int64_t MAX_COUNT = 10000000000;
+
+typedef enum { A_TEXT, A_COUNT, A_FLAG, A_TIME, A_KIND, A_BILLING_SCOPE } Type;
+
+typedef struct { const char *name; uint8_t length, type, index; uint16_t least, most; } Field;
+
+#define NAMED(name) name, sizeof(name) - 1
+static const Field FIELDS[] = {
+    {NAMED("event_id"), A_TEXT, EVENT_ID, 1, MAX_ID},
+    {NAMED("occurred_at"), A_TIME, 0, 0, 0},
+    {NAMED("port_id"), A_TEXT, PORT_ID, 1, MAX_ID},
+    {NAMED("provider"), A_TEXT, PROVIDER, 1, MAX_ID},
+    {NAMED("model"), A_TEXT, MODEL, 1, MAX_ID},
+    {NAMED("user_id"), A_TEXT, USER_ID, 0, MAX_TEXT},
+    {NAMED("organization_id"), A_TEXT, ORGANIZATION_ID, 0, MAX_TEXT},
+    {NAMED("group_id"), A_TEXT, GROUP_ID, 0, MAX_TEXT},
+    {NAMED("session_id"), A_TEXT, SESSION_ID, 0, MAX_TEXT},
+    {NAMED("service"), A_TEXT, SERVICE, 0, MAX_TEXT},
+    {NAMED("endpoint"), A_TEXT, ENDPOINT, 0, MAX_TEXT},
+    {NAMED("request_id"), A_TEXT, REQUEST_ID, 0, MAX_TEXT},
+    {NAMED("service_tier"), A_TEXT, SERVICE_TIER, 0, MAX_TEXT},
+    {NAMED("feature"), A_TEXT, FEATURE, 0, MAX_ID},
+    {NAMED("kind"), A_KIND, 0, 0, 0},
+    {NAMED("billing_scope"), A_BILLING_SCOPE, 0, 0, 0},
+    {NAMED("input_tokens"), A_COUNT, INPUT, 0, 0},
+    {NAMED("cached_input_tokens"), A_COUNT, CACHED_INPUT, 0, 0},
+    {NAMED("cache_write_tokens"), A_COUNT, CACHE_WRITE, 0, 0},
+    {NAMED("cache_write_1h_tokens"), A_COUNT, CACHE_WRITE_1H, 0, 0},
+    {NAMED("input_audio_tokens"), A_COUNT, INPUT_AUDIO, 0, 0},
+    {NAMED("input_image_tokens"), A_COUNT, INPUT_IMAGE, 0, 0},
+    {NAMED("output_tokens"), A_COUNT, OUTPUT, 0, 0},
+    {NAMED("reasoning_tokens"), A_COUNT, REASONING, 0, 0},
+    {NAMED("output_audio_tokens"), A_COUNT, OUTPUT_AUDIO, 0, 0},
+    {NAMED("characters"), A_COUNT, CHARACTERS, 0, 0},
+    {NAMED("images"), A_COUNT, IMAGES, 0, 0},
+    {NAMED("web_searches"), A_COUNT, WEB_SEARCHES, 0, 0},
+    {NAMED("self_hosted"), A_FLAG, SELF_HOSTED, 0, 0},
+    {NAMED("cache_hit"), A_FLAG, CACHE_HIT, 0, 0},
+    {NAMED("estimated"), A_FLAG, ESTIMATED, 0, 0},
+};
+enum { FIELD_COUNT = sizeof FIELDS / sizeof FIELDS[0], NO_FIELD = FIELD_COUNT };
+/* audio_seconds, reported_cost and tags are not here: events that have one are not usual. */
+
+/* The first five fields of FIELDS are required. */
+static const uint64_t REQUIRED = 0x1F;
+
+/* ---- JSON ---- */
+
+typedef struct {
+    const uint8_t *data;          /* of the whole slice */
+    const uint8_t *at, *end;      /* of the record at hand */
+    uint8_t following[FIELD_COUNT + 1];  /* which field followed each one last time */
+    char day[10];                 /* the day of the time read last, and its number */
+    int64_t day_number;
+} Reader;
+
+static void skip_space(Reader *r)
+{
+    while (r->at < r->end && (*r->at == ' ' || *r->at == '\n' || *r->at == '\r' || *r->at == '\t'))
+        r->at++;
+}
+
+static int take(Reader *r, uint8_t letter)
+{
+    skip_space(r);
+    if (r->at == r->end || *r->at != letter)
+        return 0;
+    r->at++;
+    return 1;
+}
+
+/* Whether one of eight bytes ends a plain string: a quote, a backslash, a control, no ASCII. */
+static int has_special(uint64_t eight)
+{
+    const uint64_t ones = 0x0101010101010101u, highs = 0x8080808080808080u;
+    uint64_t quote = eight ^ (ones * '"'), backslash = eight ^ (ones * '\\');
+    uint64_t found = (quote - ones) | (backslash - ones) | (eight - ones * 0x20) | eight;
+    return (found & highs) != 0;
+}
+
+/* A string of plain ASCII, without escapes; `at` stands behind its closing quote then. */
+static int read_text(Reader *r, Text *text)
+{
+    if (!take(r, '"'))
+        return 0;
+    const uint8_t *from = r->at, *at = from;
+    for (uint64_t eight; at + 8 <= r->end; at += 8) {
+        memcpy(&eight, at, 8);
+        if (has_special(eight))
+            break;
+    }
+    while (at < r->end && *at != '"' && *at != '\\' && *at >= 0x20 && *at < 0x80)
+        at++;
+    /* The eight bytes may have been stopped by what only looks special; then it goes on bytewise. */
+    if (at == r->end || *at != '"')
+        return 0;
+    text->at = (uint32_t)(from - r->data);
+    text->length = (uint32_t)(at - from);
+    r->at = at + 1;
+    return 1;
+}
+
+static int read_count(Reader *r, int64_t *count)
+{
+    skip_space(r);
+    const uint8_t *from = r->at;
+    int64_t value = 0;
+    while (r->at < r->end && (uint8_t)(*r->at - '0') < 10 && r->at - from < 11)
+        value = value * 10 + (*r->at++ - '0');
+    int64_t digits = r->at - from;
+    if (!digits || value > MAX_COUNT || (*from == '0' && digits > 1))
+        return 0;
+    /* Twelve digits, a fraction or an exponent: what follows is no comma and no brace then. */
+    *count = value;
+    return 1;
+}
+
+static int read_flag(Reader *r, uint8_t *flag)
+{
+    skip_space(r);
+    int64_t left = r->end - r->at;
+    if (left >= 4 && !memcmp(r->at, "true", 4)) {
+        *flag = 1;
+        r->at += 4;
+        return 1;
+    }
+    if (left >= 5 && !memcmp(r->at, "false", 5)) {
+        *flag = 0;
+        r->at += 5;
+        return 1;
+    }
+    return 0;
+}
+
+static int read_choice(Reader *r, const char *const *choices, int count, uint8_t *choice)
+{
+    Text text;
+    if (!read_text(r, &text))
+        return 0;
+    for (int i = 0; i < count; i++)
+        if (strlen(choices[i]) == text.length
+            && !memcmp(choices[i], r->data + text.at, text.length)) {
+            *choice = (uint8_t)i;
+            return 1;
+        }
+    return 0;
+}
+
+/* ---- Times: YYYY-MM-DDTHH:MM:SS, three, six or no digits of a fraction, Z or +00:00 ---- */
+
+static int read_digits(const uint8_t *at, int count, int64_t *number)
+{
+    *number = 0;
+    for (int i = 0; i < count; i++) {
+        uint8_t digit = (uint8_t)(at[i] - '0');
+        if (digit > 9)
+            return 0;
+        *number = *number * 10 + digit;
+    }
+    return 1;
+}
+
+/* Days since 1970-01-01 of the proleptic Gregorian calendar; 0 for no such day, or one before 1970.
+ * Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", days_from_civil. */
+static int read_day(const uint8_t *at, int64_t *number)
+{
+    static const uint8_t LENGTHS[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+    int64_t year, month, day;
+    if (!read_digits(at, 4, &year) || at[4] != '-' || !read_digits(at + 5, 2, &month)
+        || at[7] != '-' || !read_digits(at + 8, 2, &day))
+        return 0;
+    if (year < 1970 || month < 1 || month > 12 || day < 1)
+        return 0;
+    int leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+    if (day > LENGTHS[month - 1] + (month == 2 && leap))
+        return 0;
+    year -= month <= 2;
+    int64_t era = year / 400, of_era = year - era * 400;
+    int64_t of_year = (153 * (month + (month > 2 ? -3 : 9)) + 2) / 5 + day - 1;
+    *number = era * 146097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719468;
+    return 1;
+}
+
+static int read_time(Reader *r, int64_t *at_us)
+{
+    Text text;
+    if (!read_text(r, &text) || text.length < 20)
+        return 0;
+    const uint8_t *at = r->data + text.at;
+    int64_t length = text.length, hour, minute, second, fraction_us = 0;
+    if (at[length - 1] == 'Z')
+        length -= 1;
+    else if (length >= 25 && !memcmp(at + length - 6, "+00:00", 6))
+        length -= 6;
+    else
+        return 0;
+    if (memcmp(at, r->day, 10)) {
+        r->day[0] = 0;
+        if (!read_day(at, &r->day_number))
+            return 0;
+        memcpy(r->day, at, 10);
+    }
+    if (at[10] != 'T' || !read_digits(at + 11, 2, &hour) || at[13] != ':'
+        || !read_digits(at + 14, 2, &minute) || at[16] != ':' || !read_digits(at + 17, 2, &second)
+        || hour > 23 || minute > 59 || second > 59)
+        return 0;
+    if (length == 19 + 4) {
+        if (at[19] != '.' || !read_digits(at + 20, 3, &fraction_us))
+            return 0;
+        fraction_us *= 1000;
+    } else if (length == 19 + 7) {
+        if (at[19] != '.' || !read_digits(at + 20, 6, &fraction_us))
+            return 0;
+    } else if (length != 19) {
+        return 0;
+    }
+    int64_t seconds = ((r->day_number * 24 + hour) * 60 + minute) * 60 + second;
+    *at_us = seconds * 1000000 + fraction_us;
+    return 1;
+}
+
+/* ---- An event ---- */
+
+static int field_named(const Reader *r, Text name, int guess)
+{
+    const uint8_t *at = r->data + name.at;
+    if (guess != NO_FIELD && FIELDS[guess].length == name.length
+        && !memcmp(FIELDS[guess].name, at, name.length))
+        return guess;
+    for (int i = 0; i < FIELD_COUNT; i++)
+        if (FIELDS[i].length == name.length && !memcmp(FIELDS[i].name, at, name.length))
+            return i;
+    return NO_FIELD;
+}
+
+static int read_value(Reader *r, const Field *field, Event *e)
+{
+    Text *text;
+    switch ((Type)field->type) {
+    case A_TEXT:
+        text = &e->texts[field->index];
+        return read_text(r, text) && text->length >= field->least && text->length <= field->most;
+    case A_COUNT:
+        return read_count(r, &e->counts[field->index]);
+    case A_FLAG:
+        return read_flag(r, &e->flags[field->index]);
+    case A_TIME:
+        return read_time(r, &e->occurred_at_us);
+    case A_KIND:
+        return read_choice(r, KINDS, sizeof KINDS / sizeof KINDS[0], &e->kind);
+    case A_BILLING_SCOPE:
+        return read_choice(r, BILLING_SCOPES, 2, &e->billing_scope);
+    }
+    return 0;
+}
+
+static int parts_fit(const Event *e)
+{
+    const int64_t *c = e->counts;
+    return c[CACHED_INPUT] + c[CACHE_WRITE] + c[CACHE_WRITE_1H] + c[INPUT_AUDIO] + c[INPUT_IMAGE]
+               <= c[INPUT]
+           && c[REASONING] + c[OUTPUT_AUDIO] <= c[OUTPUT];
+}
+
+/* An object with known fields only, each once, all of the right type and within its bounds. */
+static int read_event(Reader *r, Event *e)
+{
+    uint64_t seen = 0;
+    int field = NO_FIELD;
+    memset(e, 0, sizeof *e);
+    if (!take(r, '{'))
+        return 0;
+    do {
+        Text name;
+        int former = field;
+        if (!read_text(r, &name) || !take(r, ':'))
+            return 0;
+        field = field_named(r, name, r->following[former]);
+        if (field == NO_FIELD || seen >> field & 1 || !read_value(r, &FIELDS[field], e))
+            return 0;
+        r->following[former] = (uint8_t)field;
+        seen |= (uint64_t)1 << field;
+    } while (take(r, ','));
+    if (!take(r, '}'))
+        return 0;
+    skip_space(r);
+    return r->at == r->end && (seen & REQUIRED) == REQUIRED && parts_fit(e);
+}
+
+/* ---- The home partition: MurmurHash2 as Kafka's Java client has it (Utils.murmur2) ---- */
+
+static uint32_t murmur2(const uint8_t *at, uint32_t length)
+{
+    const uint32_t m = 0x5bd1e995;
+    uint32_t h = 0x9747b28c ^ length, left = length & 3;
+    const uint8_t *end = at + (length - left);
+    for (; at < end; at += 4) {
+        uint32_t k = (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16
+                     | (uint32_t)at[3] << 24;
+        k *= m;
+        k ^= k >> 24;
+        h = h * m ^ k * m;
+    }
+    if (left) {
+        for (uint32_t i = 0; i < left; i++)
+            h ^= (uint32_t)at[i] << 8 * i;
+        h *= m;
+    }
+    h ^= h >> 13;
+    h *= m;
+    return h ^ h >> 15;
+}
+
+/* ---- The key of an identity: BLAKE2b (RFC 7693) of 16 bytes, keyed (pipeline/core/dedupe.py) ---- */
+
+enum { BLOCK = 128, KEY_BYTES = 16 };
+static const char HASH_KEY[] = "tallyport event id 1";
+
+static const uint64_t BLAKE2B_IV[8] = {
+    0x6a09e667f3bcc908u, 0xbb67ae8584caa73bu, 0x3c6ef372fe94f82bu, 0xa54ff53a5f1d36f1u,
+    0x510e527fade682d1u, 0x9b05688c2b3e6c1fu, 0x1f83d9abfb41bd6bu, 0x5be0cd19137e2179u};
+
+static const uint8_t SIGMA[12][16] = {
+    {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
+    {14, 10, 4, 8, 9, 15, 13, 6, 1, 12, 0, 2, 11, 7, 5, 3},
+    {11, 8, 12, 0, 5, 2, 15, 13, 10, 14, 3, 6, 7, 1, 9, 4},
+    {7, 9, 3, 1, 13, 12, 11, 14, 2, 6, 5, 10, 4, 0, 15, 8},
+    {9, 0, 5, 7, 2, 4, 10, 15, 14, 1, 11, 12, 6, 8, 3, 13},
+    {2, 12, 6, 10, 0, 11, 8, 3, 4, 13, 7, 5, 15, 14, 1, 9},
+    {12, 5, 1, 15, 14, 13, 4, 10, 0, 7, 6, 3, 9, 2, 8, 11},
+    {13, 11, 7, 14, 12, 1, 3, 9, 5, 0, 15, 4, 8, 6, 2, 10},
+    {6, 15, 14, 9, 11, 3, 0, 8, 12, 2, 13, 7, 1, 4, 10, 5},
+    {10, 2, 8, 4, 7, 6, 1, 5, 15, 11, 9, 14, 3, 12, 13, 0},
+    {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
+    {14, 10, 4, 8, 9, 15, 13, 6, 1, 12, 0, 2, 11, 7, 5, 3}};
+
+static uint64_t turn(uint64_t word, int bits) { return word >> bits | word << (64 - bits); }
+
+static uint64_t load64(const uint8_t *at)
+{
+    uint64_t word = 0;
+    for (int i = 0; i < 8; i++)
+        word |= (uint64_t)at[i] << 8 * i;
+    return word;
+}
+
+#define MIX(a, b, c, d, x, y)                                                                     \
+    (v[a] += v[b] + (x), v[d] = turn(v[d] ^ v[a], 32), v[c] += v[d], v[b] = turn(v[b] ^ v[c], 24), \
+     v[a] += v[b] + (y), v[d] = turn(v[d] ^ v[a], 16), v[c] += v[d], v[b] = turn(v[b] ^ v[c], 63))
+
+static void compress(uint64_t h[8], const uint8_t block[BLOCK], uint64_t hashed, int is_last)
+{
+    uint64_t v[16], m[16];
+    for (int i = 0; i < 16; i++)
+        m[i] = load64(block + 8 * i);
+    memcpy(v, h, 64);
+    memcpy(v + 8, BLAKE2B_IV, 64);
+    v[12] ^= hashed;
+    if (is_last)
+        v[14] = ~v[14];
+    for (int round = 0; round < 12; round++) {
+        const uint8_t *s = SIGMA[round];
+        MIX(0, 4, 8, 12, m[s[0]], m[s[1]]);
+        MIX(1, 5, 9, 13, m[s[2]], m[s[3]]);
+        MIX(2, 6, 10, 14, m[s[4]], m[s[5]]);
+        MIX(3, 7, 11, 15, m[s[6]], m[s[7]]);
+        MIX(0, 5, 10, 15, m[s[8]], m[s[9]]);
+        MIX(1, 6, 11, 12, m[s[10]], m[s[11]]);
+        MIX(2, 7, 8, 13, m[s[12]], m[s[13]]);
+        MIX(3, 4, 9, 14, m[s[14]], m[s[15]]);
+    }
+    for (int i = 0; i < 8; i++)
+        h[i] ^= v[i] ^ v[i + 8];
+}
+
+/* The state after the block of the key, which all have in common. */
+static void begin_key(uint64_t h[8])
+{
+    uint8_t block[BLOCK] = {0};
+    memcpy(h, BLAKE2B_IV, 64);
+    h[0] ^= 0x01010000u | (uint32_t)(sizeof HASH_KEY - 1) << 8 | KEY_BYTES;
+    memcpy(block, HASH_KEY, sizeof HASH_KEY - 1);
+    compress(h, block, BLOCK, 0);
+}
+
+/* LENGTH:PORT and the event's id behind it: three digits, a colon and twice MAX_ID at most. */
+static void write_key(const uint64_t begun[8], const uint8_t *data, const Event *e, uint8_t *key)
+{
+    uint8_t message[3 * BLOCK] = {0};
+    Text port = e->texts[PORT_ID], event = e->texts[EVENT_ID];
+    uint64_t h[8], length = 0, done = 0;
+    if (port.length >= 100)
+        message[length++] = (uint8_t)('0' + port.length / 100);
+    if (port.length >= 10)
+        message[length++] = (uint8_t)('0' + port.length / 10 % 10);
+    message[length++] = (uint8_t)('0' + port.length % 10);
+    message[length++] = ':';
+    memcpy(message + length, data + port.at, port.length);
+    length += port.length;
+    memcpy(message + length, data + event.at, event.length);
+    length += event.length;
+    memcpy(h, begun, 64);
+    for (; length - done > BLOCK; done += BLOCK)
+        compress(h, message + done, BLOCK + done + BLOCK, 0);
+    compress(h, message + done, BLOCK + length, 1);
+    for (int i = 0; i < KEY_BYTES; i++)
+        key[i] = (uint8_t)(h[i / 8] >> 8 * (i % 8));
+}
+
+/* ---- The steps ---- */
+
+typedef struct {
+    int64_t partition, partitions;
+    int64_t max_age_us, max_skew_us;
+} Rules;
+
+static const int64_t MAX_STAMP_MS = 253402300799999;  /* the year 9999 ends */
+
+/* Reads `count` values. `lengths` is negative where a record is not to be read here (no value, or
+ * headers). Sets `usual` to 1 for those that became an Event and a key, to 0 for all others. */
+EXPORT void tp_read(const uint8_t *data, const int64_t *starts, const int64_t *lengths,
+                    const int64_t *stamps_ms, int64_t count, const Rules *rules, Event *events,
+                    uint8_t *keys, uint8_t *usual)
+{
+    Reader r = {.data = data};
+    uint64_t begun[8];
+    memset(r.following, NO_FIELD, sizeof r.following);
+    begin_key(begun);
+    for (int64_t i = 0; i < count; i++) {
+        Event *e = &events[i];
+        int64_t length = lengths[i], stamp_ms = stamps_ms[i];
+        usual[i] = 0;
+        if (length < 0 || length > MAX_EVENT_BYTES || stamp_ms < 0 || stamp_ms > MAX_STAMP_MS)
+            continue;
+        r.at = data + starts[i];
+        r.end = r.at + length;
+        if (!read_event(&r, e))
+            continue;
+        int64_t age_us = stamp_ms * 1000 - e->occurred_at_us;
+        if (age_us < -rules->max_skew_us || age_us > rules->max_age_us)
+            continue;
+        Text port = e->texts[PORT_ID];
+        uint32_t hash = murmur2(data + port.at, port.length) & 0x7fffffff;
+        if (hash % (uint32_t)rules->partitions != (uint32_t)rules->partition)
+            continue;
+        write_key(begun, data, e, keys + KEY_BYTES * i);
+        usual[i] = 1;
+    }
+}
+
+/* ---- Sorting events into groups ---- */
+
+typedef struct { const uint8_t *data; Text texts[3]; int64_t day; } Name;
+
+static uint64_t hash_name(const Name *name, uint64_t seed)
+{
+    const uint64_t m = 0x9e3779b97f4a7c15u;
+    uint64_t h = seed ^ (uint64_t)name->day * m;
+    for (int t = 0; t < 3; t++) {
+        const uint8_t *at = name->data + name->texts[t].at;
+        uint32_t left = name->texts[t].length;
+        h = (h ^ left) * m;
+        for (; left >= 8; left -= 8, at += 8) {
+            uint64_t word;
+            memcpy(&word, at, 8);
+            h = turn((h ^ word) * m, 29);
+        }
+        uint64_t word = 0;
+        memcpy(&word, at, left);
+        h = turn((h ^ word) * m, 29);
+    }
+    return h ^ h >> 32;
+}
+
+static int same_name(const Name *a, const Name *b)
+{
+    if (a->day != b->day)
+        return 0;
+    for (int t = 0; t < 3; t++)
+        if (a->texts[t].length != b->texts[t].length
+            || memcmp(a->data + a->texts[t].at, b->data + b->texts[t].at, a->texts[t].length))
+            return 0;
+    return 1;
+}
+
+/* Open addressing over `slots`, of which there are `mask` + 1, a power of two and at least twice as
+ * many as names; a slot holds a group's number plus one. */
+typedef struct { uint32_t *slots; uint64_t mask, seed; Name *names; uint32_t count; } Groups;
+
+static void begin_groups(Groups *g)
+{
+    memset(g->slots, 0, (g->mask + 1) * sizeof *g->slots);
+    g->count = 0;
+}
+
+/* The number of the group of that name; a new one is the last. */
+static uint32_t group_of(Groups *g, const Name *name)
+{
+    uint64_t slot = hash_name(name, g->seed) & g->mask;
+    for (; g->slots[slot]; slot = (slot + 1) & g->mask)
+        if (same_name(&g->names[g->slots[slot] - 1], name))
+            return g->slots[slot] - 1;
+    g->names[g->count] = *name;
+    g->slots[slot] = ++g->count;
+    return g->count - 1;
+}
+
+/* A provider, model and service tier, and when the first event that has them occurred. */
+typedef struct { int64_t at[3], length[3], first_us; } Model;
+
+/* Which of `models` each admitted event has. Returns how many there are. */
+EXPORT int64_t tp_models(const uint8_t *data, const Event *events, const uint8_t *admitted,
+                         int64_t count, Groups *groups, uint32_t *model_of, Model *models)
+{
+    begin_groups(groups);
+    for (int64_t i = 0; i < count; i++) {
+        if (!admitted[i])
+            continue;
+        const Text *texts = events[i].texts;
+        Name name = {data, {texts[PROVIDER], texts[MODEL], texts[SERVICE_TIER]}, 0};
+        uint32_t known = groups->count;
+        model_of[i] = group_of(groups, &name);
+        if (groups->count == known)
+            continue;
+        for (int t = 0; t < 3; t++) {
+            models[known].at[t] = name.texts[t].at;
+            models[known].length[t] = name.texts[t].length;
+        }
+        models[known].first_us = events[i].occurred_at_us;
+    }
+    return groups->count;
+}
+
+/* ---- Prices (pipeline/core/prices.py, Table.cost_nano) ---- */
+
+enum { NOT_HERE, BY_TOKENS, FIXED };
+enum { PRICED, FREE, UNPRICED };
+static const char *const STATUSES[] = {"priced", "free", "unpriced"};
+/* A sum over as many events as a slice may have stays within 64 bits. */
+static const int64_t MAX_COST_NANO = (int64_t)1 << 49;
+
+/* What rules for one model from `since_us` until `until_us`. BY_TOKENS: nanos over `denominator`
+ * for the request and for each token, up to `most_input`. FIXED: `request` is the cost. */
+typedef struct {
+    int64_t type, since_us, until_us, most_input;
+    int64_t request, per_input, per_cached, per_output, denominator;
+    int64_t status, estimated, name_at, name_length;
+} Rate;
+
+static int cost_of(const Event *e, const Rate *rate, int64_t *cost_nano)
+{
+    const int64_t *c = e->counts;
+    if (rate->type == NOT_HERE || e->flags[SELF_HOSTED] || e->flags[CACHE_HIT]
+        || e->occurred_at_us < rate->since_us || e->occurred_at_us >= rate->until_us)
+        return 0;
+    if (rate->type == FIXED) {
+        *cost_nano = rate->request;
+        return 1;
+    }
+    if (c[INPUT] > rate->most_input || c[CACHE_WRITE] || c[CACHE_WRITE_1H] || c[INPUT_AUDIO]
+        || c[INPUT_IMAGE] || c[REASONING] || c[OUTPUT_AUDIO] || c[CHARACTERS] || c[IMAGES]
+        || c[WEB_SEARCHES])
+        return 0;
+    __int128 total = rate->request;
+    total += (__int128)c[INPUT] * rate->per_input;
+    total += (__int128)c[CACHED_INPUT] * rate->per_cached;
+    total += (__int128)c[OUTPUT] * rate->per_output;
+    if (total < 0 || total / rate->denominator >= MAX_COST_NANO)
+        return 0;
+    int64_t cost = (int64_t)(total / rate->denominator);
+    __int128 twice = (total % rate->denominator) * 2;
+    if (twice > rate->denominator || (twice == rate->denominator && cost & 1))
+        cost++;
+    *cost_nano = cost;
+    return 1;
+}
+
+/* What each admitted event costs. Clears `admitted` where it cannot be said here; returns how many
+ * of those that stay are unpriced. */
+EXPORT int64_t tp_price(const Event *events, uint8_t *admitted, int64_t count,
+                        const uint32_t *model_of, const Rate *rates, int64_t *costs_nano)
+{
+    int64_t unpriced = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (!admitted[i])
+            continue;
+        const Rate *rate = &rates[model_of[i]];
+        if (!cost_of(&events[i], rate, &costs_nano[i]))
+            admitted[i] = 0;
+        else
+            unpriced += rate->status == UNPRICED;
+    }
+    return unpriced;
+}
+
+/* ---- Rows (MessagePack; pipeline/core/blocks.py) ---- */
+
+static uint8_t *put_big_endian(uint8_t *to, uint64_t value, int bytes)
+{
+    for (int shift = 8 * (bytes - 1); shift >= 0; shift -= 8)
+        *to++ = (uint8_t)(value >> shift);
+    return to;
+}
+
+static uint8_t *put_int(uint8_t *to, int64_t value)
+{
+    uint64_t v = (uint64_t)value;
+    if (v < 0x80) {
+        *to++ = (uint8_t)v;
+        return to;
+    }
+    int size = v <= 0xff ? 0 : v <= 0xffff ? 1 : v <= 0xffffffff ? 2 : 3;
+    *to++ = (uint8_t)(0xcc + size);
+    return put_big_endian(to, v, 1 << size);
+}
+
+static uint8_t *put_text(uint8_t *to, const void *from, uint32_t length)
+{
+    if (length < 32) {
+        *to++ = (uint8_t)(0xa0 | length);
+    } else if (length < 256) {
+        *to++ = 0xd9;
+        *to++ = (uint8_t)length;
+    } else {
+        *to++ = 0xda;
+        to = put_big_endian(to, length, 2);
+    }
+    memcpy(to, from, length);
+    return to + length;
+}
+
+static uint8_t *put_word(uint8_t *to, const char *word)
+{
+    return put_text(to, word, (uint32_t)strlen(word));
+}
+
+enum { ROW_FIELDS = 40 };
+
+static uint8_t *put_row(uint8_t *to, const uint8_t *data, const Event *e, int64_t offset,
+                        int64_t stamp_ms, int64_t cost_nano, const Rate *rate, const uint8_t *names)
+{
+    const Text *t = e->texts;
+    *to++ = 0xdc;
+    to = put_big_endian(to, ROW_FIELDS, 2);
+    to = put_text(to, data + t[EVENT_ID].at, t[EVENT_ID].length);
+    to = put_int(to, e->occurred_at_us);
+    for (int i = PORT_ID; i < FEATURE; i++)
+        to = put_text(to, data + t[i].at, t[i].length);
+    if (t[FEATURE].length)
+        to = put_text(to, data + t[FEATURE].at, t[FEATURE].length);
+    else
+        to = put_word(to, UNSPECIFIED);
+    to = put_word(to, KINDS[e->kind]);
+    to = put_word(to, BILLING_SCOPES[e->billing_scope]);
+    for (int i = 0; i < COUNTS; i++)
+        to = put_int(to, e->counts[i]);
+    *to++ = 0; /* audio_nano */
+    for (int i = 0; i < FLAGS; i++)
+        *to++ = e->flags[i] ? 0xc3 : 0xc2;
+    *to++ = 0xa0; /* reported_cost */
+    *to++ = 0x80; /* tags */
+    to = put_int(to, offset);
+    to = put_int(to, stamp_ms);
+    if (rate->status == UNPRICED)
+        *to++ = 0xc0;
+    else
+        to = put_int(to, cost_nano);
+    to = put_text(to, names + rate->name_at, (uint32_t)rate->name_length);
+    to = put_word(to, STATUSES[rate->status]);
+    *to++ = rate->estimated ? 0xc3 : 0xc2;
+    return to;
+}
+
+/* The most that a row has beside its event's texts and its rate's name. */
+EXPORT int64_t tp_row_bytes(void)
+{
+    /* Three bytes before each text, nine for each number; the fixed words are shorter than 64. */
+    return 3 + 3 * (TEXTS + 4) + 9 * (COUNTS + 5) + 64 + ROW_FIELDS;
+}
+
+/* Writes the rows of the admitted events behind each other, and where each one ends. Returns how
+ * many bytes. `rows` must have room for the values, and tp_row_bytes and a name for each. */
+EXPORT int64_t tp_rows(const uint8_t *data, const Event *events, const uint8_t *admitted,
+                       int64_t count, const int64_t *offsets, const int64_t *stamps_ms,
+                       const int64_t *costs_nano, const uint32_t *model_of, const Rate *rates,
+                       const uint8_t *names, uint8_t *rows, int64_t *ends)
+{
+    uint8_t *to = rows;
+    for (int64_t i = 0; i < count; i++) {
+        if (admitted[i])
+            to = put_row(to, data, &events[i], offsets[i], stamps_ms[i], costs_nano[i],
+                         &rates[model_of[i]], names);
+        ends[i] = to - rows;
+    }
+    return to - rows;
+}
+
+/* ---- Sums ---- */
+
+typedef struct {
+    int64_t day, at[3], length[3];
+    int64_t requests, tokens, cost_nano, unpriced, user_cost_nano, user_unpriced;
+} Sum;
+
+static void add_to(Groups *groups, Sum *sums, const Name *name, const Event *e, const Rate *rate,
+                   int64_t cost_nano)
+{
+    uint32_t known = groups->count, number = group_of(groups, name);
+    Sum *sum = &sums[number];
+    if (groups->count > known) {
+        memset(sum, 0, sizeof *sum);
+        sum->day = name->day;
+        for (int t = 0; t < 3; t++) {
+            sum->at[t] = name->texts[t].at;
+            sum->length[t] = name->texts[t].length;
+        }
+    }
+    int unpriced = rate->status == UNPRICED;
+    if (unpriced)
+        cost_nano = 0;
+    sum->requests += 1;
+    sum->tokens += e->counts[INPUT] + e->counts[OUTPUT];
+    sum->cost_nano += cost_nano;
+    sum->unpriced += unpriced;
+    if (e->billing_scope == BILLED_TO_USER) {
+        sum->user_cost_nano += cost_nano;
+        sum->user_unpriced += unpriced;
+    }
+}
+
+static const int64_t DAY_US = 86400000000;
+
+/* Sums of the admitted events by day and port, organisation and group into `shared`, by day and
+ * user into `users` (of those who have one). `counts` gets how many there are of each. */
+EXPORT void tp_add_up(const uint8_t *data, const Event *events, const uint8_t *admitted,
+                      int64_t count, const int64_t *costs_nano, const uint32_t *model_of,
+                      const Rate *rates, Groups *groups, Sum *shared, Sum *users, int64_t counts[2])
+{
+    begin_groups(groups);
+    for (int64_t i = 0; i < count; i++) {
+        const Text *t = events[i].texts;
+        if (!admitted[i])
+            continue;
+        Name name = {data, {t[PORT_ID], t[ORGANIZATION_ID], t[GROUP_ID]},
+                     events[i].occurred_at_us / DAY_US};
+        add_to(groups, shared, &name, &events[i], &rates[model_of[i]], costs_nano[i]);
+    }
+    counts[0] = groups->count;
+    begin_groups(groups);
+    for (int64_t i = 0; i < count; i++) {
+        const Text *t = events[i].texts;
+        if (!admitted[i] || !t[USER_ID].length)
+            continue;
+        Name name = {data, {t[USER_ID], {0, 0}, {0, 0}}, events[i].occurred_at_us / DAY_US};
+        add_to(groups, users, &name, &events[i], &rates[model_of[i]], costs_nano[i]);
+    }
+    counts[1] = groups->count;
+}
+
+EXPORT int64_t tp_event_bytes(void) { return sizeof(Event); }
+EXPORT int64_t tp_name_bytes(void) { return sizeof(Name); }
+EXPORT int64_t tp_rate_bytes(void) { return sizeof(Rate); }
+EXPORT int64_t tp_sum_bytes(void) { return sizeof(Sum); }
+EXPORT int64_t tp_model_bytes(void) { return sizeof(Model); }
+EXPORT const char *tp_source(void) { return TP_SOURCE; }

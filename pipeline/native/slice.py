@@ -1,0 +1,210 @@
+"""The usual events of a slice, read, priced, summed up and encoded by the compiled library.
+
+What it does not take, and whether there is such a library at all, makes no difference but in time:
+``core.intake`` has all of it in Python, and tests hold the two to the same answers.
+"""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.dedupe_segment import Mask, Times, Words
+from pipeline.core.event_codec import TimeLimits
+from pipeline.core.intake import InputRecord
+from pipeline.core.prices import Fixed, PriceVersion
+from pipeline.core.rows import Rows
+from pipeline.core.totals import Sums
+from pipeline.native.library import MODEL, RATE, SUM, Groups, Rules, library
+
+MAX_RECORDS: Final = 8_192
+"""Sums over so many events stay within 64 bits."""
+_BY_TOKENS, _FIXED = 1, 2
+_STATUSES: Final = ("priced", "free", "unpriced")
+_MOST: Final = 2**62
+_LONGEST_NAME: Final = 4_096
+_NOT_HERE: Final = (0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0)
+
+_Row = tuple[int, ...]
+"""The values of ``RATE``."""
+_AMOUNTS: Final = SUM.names[3:] if SUM.names else ()
+
+
+def usual_reader(partition: int, partitions: int) -> "UsualSlice | None":
+    """A reader for the events at home on ``partition``; None where nothing was compiled."""
+    compiled = library()
+    return None if compiled is None else UsualSlice(compiled, partition, partitions)
+
+
+class _Array:
+    """An array whose address is known."""
+
+    __slots__ = ("address", "items")
+
+    def __init__(self, shape: int | tuple[int, int], dtype: npt.DTypeLike) -> None:
+        self.items: npt.NDArray[Any] = np.zeros(shape, dtype)
+        self.address: int = self.items.ctypes.data
+
+
+class UsualSlice:
+    """Reads one slice after the other; what it holds is of the last one.
+
+    ``usual`` says which records are usual events, ``keys`` are their identities (two words each),
+    ``stamps_ms`` and ``offsets`` are those of all records. Not for several threads.
+    """
+
+    max_records = MAX_RECORDS
+
+    def __init__(self, compiled: Any, partition: int, partitions: int) -> None:
+        self._compiled = compiled
+        self._rules = Rules(partition, partitions)
+        self._events = _Array(MAX_RECORDS * compiled.tp_event_bytes() // 8, np.int64)
+        self._starts = _Array(MAX_RECORDS, np.int64)
+        self._lengths = _Array(MAX_RECORDS, np.int64)
+        self._stamps_ms = _Array(MAX_RECORDS, np.int64)
+        self._offsets = _Array(MAX_RECORDS, np.int64)
+        self._keys = _Array((MAX_RECORDS, 2), np.uint64)
+        self._usual = _Array(MAX_RECORDS, np.bool_)
+        self._priced = _Array(MAX_RECORDS, np.bool_)
+        self._model_of = _Array(MAX_RECORDS, np.uint32)
+        self._models = _Array(MAX_RECORDS, MODEL)
+        self._costs_nano = _Array(MAX_RECORDS, np.int64)
+        self._ends = _Array(MAX_RECORDS, np.int64)
+        self._shared = _Array(MAX_RECORDS, SUM)
+        self._users = _Array(MAX_RECORDS, SUM)
+        self._counts = _Array(2, np.int64)
+        self._slots = _Array(2 * MAX_RECORDS, np.uint32)
+        self._names = _Array(MAX_RECORDS * compiled.tp_name_bytes() // 8, np.int64)
+        self._groups = Groups(self._slots.address, 0, secrets.randbits(64), self._names.address, 0)
+        self._row_bytes: int = compiled.tp_row_bytes()
+        self._data = b""
+        self._count = 0
+
+    def read(self, records: Sequence[InputRecord], limits: TimeLimits) -> None:
+        """Reads at most ``MAX_RECORDS`` records."""
+        count = self._count = len(records)
+        if count > MAX_RECORDS:
+            raise ValueError(f"{count} records; a slice has at most {MAX_RECORDS}")
+        values = [None if record.headers else record.value for record in records]
+        sizes = [0 if value is None else len(value) for value in values]
+        self._data = b"".join([value for value in values if value is not None])
+        self._starts.items[:count] = np.cumsum(sizes) - sizes
+        self._lengths.items[:count] = [-1 if value is None else len(value) for value in values]
+        self._stamps_ms.items[:count] = [record.timestamp for record in records]
+        self._offsets.items[:count] = [record.offset for record in records]
+        self._rules.max_age_us, self._rules.max_skew_us = limits.max_age_us, limits.max_skew_us
+        # As many slots as names at least twice, and a power of two.
+        self._groups.mask = (1 << max(count, 1).bit_length() + 1) - 1 & 2 * MAX_RECORDS - 1
+        self._compiled.tp_read(
+            self._data, self._starts.address, self._lengths.address, self._stamps_ms.address,
+            count, self._rules, self._events.address, self._keys.address, self._usual.address,
+        )  # fmt: skip
+
+    @property
+    def usual(self) -> Mask:
+        return self._usual.items[: self._count]
+
+    @property
+    def keys(self) -> Words:
+        return self._keys.items[: self._count]
+
+    @property
+    def stamps_ms(self) -> Times:
+        return self._stamps_ms.items[: self._count]
+
+    @property
+    def offsets(self) -> Times:
+        return self._offsets.items[: self._count]
+
+    def price(self, admitted: Mask, prices: PriceVersion) -> tuple[Mask, int]:
+        """Prices the admitted ones of the usual events.
+
+        Returns for which of them the price, or that there is none, is certain, and how many have
+        none. The others are for ``PriceVersion.price``.
+        """
+        count = self._count
+        priced: Mask = self._priced.items[:count]
+        np.logical_and(admitted, self.usual, out=priced)
+        models = self._compiled.tp_models(
+            self._data, self._events.address, self._priced.address, count, self._groups,
+            self._model_of.address, self._models.address,
+        )  # fmt: skip
+        rates, names = self._rates_of(models, prices)
+        self._rates, self._rate_names = _Array(max(1, len(rates)), RATE), b"".join(names)
+        self._rates.items[: len(rates)] = rates
+        self._longest_name = max(map(len, names), default=0)
+        unpriced = self._compiled.tp_price(
+            self._events.address, self._priced.address, count, self._model_of.address,
+            self._rates.address, self._costs_nano.address,
+        )  # fmt: skip
+        return priced, unpriced
+
+    def rows(self) -> Rows:
+        """The rows of those events, one for each in their order."""
+        count, priced = self._count, self._priced.items[: self._count]
+        most = len(self._data) + count * (self._row_bytes + self._longest_name)
+        packed = _Array(most, np.uint8)
+        size = self._compiled.tp_rows(
+            self._data, self._events.address, self._priced.address, count, self._offsets.address,
+            self._stamps_ms.address, self._costs_nano.address, self._model_of.address,
+            self._rates.address, self._rate_names, packed.address, self._ends.address,
+        )  # fmt: skip
+        ends, offsets = self._ends.items[:count], self.offsets
+        if not priced.all():
+            ends, offsets = ends[priced], offsets[priced]
+        return Rows(packed.items[:size].tobytes(), ends.copy(), offsets.copy())
+
+    def sums(self) -> Sums:
+        """What those events add to the cells."""
+        self._compiled.tp_add_up(
+            self._data, self._events.address, self._priced.address, self._count,
+            self._costs_nano.address, self._model_of.address, self._rates.address, self._groups,
+            self._shared.address, self._users.address, self._counts.address,
+        )  # fmt: skip
+        shared, users = self._counts.items.tolist()
+        text = str(self._data, "latin-1")  # a character for each byte; the names are all ASCII
+        return Sums(
+            zip(*_named(text, self._shared.items[:shared], 3), strict=True),
+            zip(*_named(text, self._users.items[:users], 1), strict=True),
+        )
+
+    def _rates_of(self, models: int, prices: PriceVersion) -> tuple[list[_Row], list[bytes]]:
+        rates, names, named = list[_Row](), list[bytes](), 0
+        for at, lengths, first_us in self._models.items[:models].tolist():
+            key = [
+                str(self._data[start : start + length], "ascii")
+                for start, length in zip(at, lengths, strict=True)
+            ]
+            row, name = _rate(prices, (key[0], key[1], key[2]), first_us)
+            rates.append((*row, named, len(name)))
+            names.append(name)
+            named += len(name)
+        return rates, names
+
+
+def _rate(prices: PriceVersion, key: tuple[str, str, str], at_us: int) -> tuple[_Row, bytes]:
+    """A row of ``RATE`` but for its name, and that."""
+    found = prices.price_at(key, at_us)
+    if isinstance(found, Fixed):
+        since_us, until_us, price = found
+        cost_nano, status = price.cost_nano or 0, _STATUSES.index(price.status)
+        row = (_FIXED, since_us, until_us, 0, cost_nano, 0, 0, 0, 1, status, price.estimated)
+        name = price.rate_id
+    else:
+        since_us, until_us, most, *nanos, denominator, _, name, estimated = found
+        row = (_BY_TOKENS, since_us, until_us, min(most, _MOST), *nanos, denominator, 0, estimated)
+    if max(map(abs, row)) > _MOST or len(name) > _LONGEST_NAME:
+        return _NOT_HERE, b""
+    return row, name.encode()
+
+
+def _named(text: str, sums: npt.NDArray[Any], names: int) -> list[list[Any]]:
+    """Columns of a day, so many names, and the amounts."""
+    columns = [sums["day"].tolist()]
+    for number in range(names):
+        starts = sums["at"][:, number]
+        ends = starts + sums["length"][:, number]
+        columns.append([text[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
+    return [*columns, *(sums[name].tolist() for name in _AMOUNTS)]
