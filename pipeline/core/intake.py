@@ -42,6 +42,7 @@ from pipeline.core.home import (
     parse_forwarded_from,
 )
 from pipeline.core.prices import PriceVersion
+from pipeline.core.record_columns import RecordColumns
 from pipeline.core.rejections import TOO_OLD, Rejection
 from pipeline.core.rows import Rows
 from pipeline.core.timestamps import US_PER_DAY, US_PER_HOUR
@@ -104,22 +105,18 @@ class UsualReader(Protocol):
     """Takes usual events out of a slice and does with all of them at once what is done here with
     one after the other; what it leaves is for here. It holds one slice at a time.
 
-    ``usual`` says which records are events that are valid, of the right age and at home;
-    ``keys``, ``stamps_ms`` and ``offsets`` are of all records, keys where usual.
+    ``usual`` says which records are events that are valid, of the right age and at home; there
+    ``keys`` are their identities.
     """
 
     max_records: int
 
-    def read(self, records: Sequence[InputRecord], limits: TimeLimits) -> None: ...
+    def read(self, records: RecordColumns, limits: TimeLimits) -> None: ...
 
     @property
     def usual(self) -> Mask: ...
     @property
     def keys(self) -> Words: ...
-    @property
-    def stamps_ms(self) -> Times: ...
-    @property
-    def offsets(self) -> Times: ...
 
     def price(self, admitted: Mask, prices: PriceVersion) -> tuple[Mask, int]:
         """Which of the admitted usual events have a price, or certainly none; how many none."""
@@ -177,7 +174,8 @@ class Intake:
         the accepted events."""
         usual = self._usual
         if usual is not None and len(records) > FEW_RECORDS:
-            return self._take_together(usual, records, prices, limits, taken)
+            columns = records if isinstance(records, RecordColumns) else RecordColumns.of(records)
+            return self._take_together(usual, columns, prices, limits, taken)
         if not records:
             return Rows.of([])
         found = self._candidates(records, range(len(records)), limits, taken)
@@ -204,14 +202,14 @@ class Intake:
     def _take_together(
         self,
         usual: UsualReader,
-        records: Sequence[InputRecord],
+        records: RecordColumns,
         prices: PriceVersion,
         limits: TimeLimits,
         taken: Taken,
     ) -> Rows:
         usual.read(records, limits)
-        keys, times_ms, is_candidate = usual.keys, usual.stamps_ms, usual.usual
-        taken.watermark_ms = max(taken.watermark_ms, int(usual.stamps_ms.max()))
+        keys, times_ms, is_candidate = usual.keys, records.stamps_ms, usual.usual
+        taken.watermark_ms = max(taken.watermark_ms, int(times_ms.max()))
         places = np.flatnonzero(~is_candidate).tolist()
         others = self._candidates([records[place] for place in places], places, limits, taken)
         if others.places:
@@ -219,7 +217,7 @@ class Intake:
             times_ms, is_candidate = times_ms.copy(), is_candidate.copy()
             times_ms[others.places] = others.times_ms
             is_candidate[others.places] = True
-        admitted = self._admit(usual, keys, times_ms, is_candidate, taken)
+        admitted = self._admit(records, keys, times_ms, is_candidate, taken)
         priced, unpriced = usual.price(admitted, prices)
         taken.unpriced += unpriced
         self._totals.add_sums(usual.sums())
@@ -232,17 +230,18 @@ class Intake:
         return rows.merged(self._accept(events, prices, taken))
 
     def _admit(
-        self, usual: UsualReader, keys: Words, times_ms: Times, is_candidate: Mask, taken: Taken
+        self, records: RecordColumns, keys: Words, times_ms: Times, is_candidate: Mask, taken: Taken
     ) -> Mask:
         """Which of the candidates among all records are no duplicates; these are remembered."""
+        arrived_ms = records.stamps_ms
         if is_candidate.all():
-            admitted = self._dedupe.admit_words(keys, times_ms, usual.stamps_ms)
+            admitted = self._dedupe.admit_words(keys, times_ms, arrived_ms)
         else:
             admitted = np.zeros(len(keys), np.bool_)
             admitted[is_candidate] = self._dedupe.admit_words(
-                keys[is_candidate], times_ms[is_candidate], usual.stamps_ms[is_candidate]
+                keys[is_candidate], times_ms[is_candidate], arrived_ms[is_candidate]
             )
-        duplicates = usual.offsets[is_candidate & ~admitted]
+        duplicates = records.offsets[is_candidate & ~admitted]
         if len(duplicates):
             taken.duplicates += duplicates.tolist()
         taken.ids += encode_words(keys[admitted], times_ms[admitted])

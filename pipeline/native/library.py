@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.core.errors import TallyportError
+from pipeline.core.record_columns import RECORD
 from pipeline.native.build import LIBRARY, source_digest
 
 RATE: Final = np.dtype(
@@ -62,12 +63,15 @@ class Groups(ctypes.Structure):
 _P = c_void_p
 _RULES, _GROUPS = POINTER(Rules), POINTER(Groups)
 _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
-    "tp_read": (None, (_P, _P, _P, _P, c_int64, _RULES, _P, _P, _P)),
+    "tp_crc32c": (c_int64, (_P, c_int64)),
+    "tp_scan": (c_int64, (_P, c_int64, c_int64, c_int64, c_int64, c_int64, _P)),
+    "tp_read": (None, (_P, _P, c_int64, _RULES, _P, _P, _P)),
     "tp_models": (c_int64, (_P, _P, _P, c_int64, _GROUPS, _P, _P)),
     "tp_price": (c_int64, (_P, _P, c_int64, _P, _P, _P)),
-    "tp_rows": (c_int64, (_P, _P, _P, c_int64, _P, _P, _P, _P, _P, _P, _P, _P)),
+    "tp_rows": (c_int64, (_P, _P, _P, c_int64, _P, _P, _P, _P, _P, _P, _P)),
     "tp_add_up": (None, (_P, _P, _P, c_int64, _P, _P, _P, _GROUPS, _P, _P, _P)),
     "tp_row_bytes": (c_int64, ()),
+    "tp_record_bytes": (c_int64, ()),
     "tp_event_bytes": (c_int64, ()),
     "tp_name_bytes": (c_int64, ()),
     "tp_rate_bytes": (c_int64, ()),
@@ -97,7 +101,7 @@ def library() -> Any | None:
             f"{LIBRARY.name} was compiled from another slice.c; "
             "run `python -m pipeline.native.build`"
         )
-    laid_out = (found.tp_model_bytes(), found.tp_rate_bytes(), found.tp_sum_bytes())
-    if laid_out != (MODEL.itemsize, RATE.itemsize, SUM.itemsize):
+    laid_out = [getattr(found, f"tp_{name}_bytes")() for name in ("record", "model", "rate", "sum")]
+    if laid_out != [dtype.itemsize for dtype in (RECORD, MODEL, RATE, SUM)]:
         raise TallyportError(f"{LIBRARY.name} lays out its arrays otherwise than this release")
     return found

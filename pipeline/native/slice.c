@@ -1,8 +1,9 @@
-/* The usual events of a slice, from their JSON to the rows of a priced block.
+/* The usual events of a slice, from a record batch to the rows of a priced block.
  *
- * Five steps over all records of a slice, each a function of its own, called in this order from
+ * Six steps over all records of a slice, each a function of its own, called in this order from
  * slice.py, which decides between them what takes the interpreter: duplicates, prices, cells.
  *
+ *   tp_scan      Kafka's record batch -> where the parts of each record stand
  *   tp_read      JSON, validity, age, home partition -> Event, and the key of its identity
  *   tp_models    which provider, model and service tier each has, so that a price is looked up once
  *   tp_price     what each costs, by the rate of its model
@@ -451,6 +452,72 @@ static void write_key(const uint64_t begun[8], const uint8_t *data, const Event 
         key[i] = (uint8_t)(h[i / 8] >> 8 * (i % 8));
 }
 
+/* ---- Kafka's record batches (format 2), without their header ---- */
+
+/* Where the parts of a record stand among the bytes of a slice; a length of -1 is null. */
+typedef struct {
+    int64_t offset, stamp_ms, key_at, key_length, value_at, value_length, headers_at, headers, end;
+} Record;
+
+static int read_varint(Reader *r, int64_t *value)
+{
+    uint64_t found = 0;
+    for (int shift = 0; shift < 64 && r->at < r->end; shift += 7) {
+        uint8_t byte = *r->at++;
+        found |= (uint64_t)(byte & 0x7f) << shift;
+        if (byte < 0x80) {
+            *value = (int64_t)(found >> 1 ^ (0 - (found & 1)));
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Bytes behind their length; -1 is null where that may be. */
+static int read_bytes(Reader *r, int64_t *at, int64_t *length, int64_t least)
+{
+    if (!read_varint(r, length) || *length < least || *length > r->end - r->at)
+        return 0;
+    *at = r->at - r->data;
+    r->at += *length > 0 ? *length : 0;
+    return 1;
+}
+
+static int read_record(Reader *r, Record *record)
+{
+    int64_t at, length, name_at;
+    if (!read_bytes(r, &at, &length, 1))
+        return 0;
+    Reader inner = {.data = r->data, .at = r->data + at + 1, .end = r->data + at + length};
+    if (!read_varint(&inner, &record->stamp_ms) || !read_varint(&inner, &record->offset)
+        || !read_bytes(&inner, &record->key_at, &record->key_length, -1)
+        || !read_bytes(&inner, &record->value_at, &record->value_length, -1)
+        || !read_varint(&inner, &record->headers) || record->headers < 0)
+        return 0;
+    record->headers_at = inner.at - inner.data;
+    for (int64_t i = 0; i < record->headers; i++)
+        if (!read_bytes(&inner, &name_at, &length, 0) || !read_bytes(&inner, &at, &length, -1))
+            return 0;
+    record->end = inner.at - inner.data;
+    return inner.at == inner.end;
+}
+
+/* Finds the `count` records of a batch. `stamp_ms` is the time of all of them, or with
+ * `is_create_time` what theirs are added to. Returns 0 unless they fill the `length` bytes. */
+EXPORT int64_t tp_scan(const uint8_t *data, int64_t length, int64_t count, int64_t base_offset,
+                       int64_t stamp_ms, int64_t is_create_time, Record *records)
+{
+    Reader r = {.data = data, .at = data, .end = data + length};
+    for (int64_t i = 0; i < count; i++) {
+        Record *record = &records[i];
+        if (!read_record(&r, record))
+            return 0;
+        record->offset += base_offset;
+        record->stamp_ms = stamp_ms + (is_create_time ? record->stamp_ms : 0);
+    }
+    return r.at == r.end;
+}
+
 /* ---- The steps ---- */
 
 typedef struct {
@@ -460,11 +527,10 @@ typedef struct {
 
 static const int64_t MAX_STAMP_MS = 253402300799999;  /* the year 9999 ends */
 
-/* Reads `count` values. `lengths` is negative where a record is not to be read here (no value, or
- * headers). Sets `usual` to 1 for those that became an Event and a key, to 0 for all others. */
-EXPORT void tp_read(const uint8_t *data, const int64_t *starts, const int64_t *lengths,
-                    const int64_t *stamps_ms, int64_t count, const Rules *rules, Event *events,
-                    uint8_t *keys, uint8_t *usual)
+/* Sets `usual` to 1 for the records that became an Event and a key, to 0 for all others: those
+ * without a value or with headers are among these. */
+EXPORT void tp_read(const uint8_t *data, const Record *records, int64_t count, const Rules *rules,
+                    Event *events, uint8_t *keys, uint8_t *usual)
 {
     Reader r = {.data = data};
     uint64_t begun[8];
@@ -472,11 +538,12 @@ EXPORT void tp_read(const uint8_t *data, const int64_t *starts, const int64_t *l
     begin_key(begun);
     for (int64_t i = 0; i < count; i++) {
         Event *e = &events[i];
-        int64_t length = lengths[i], stamp_ms = stamps_ms[i];
+        int64_t length = records[i].value_length, stamp_ms = records[i].stamp_ms;
         usual[i] = 0;
-        if (length < 0 || length > MAX_EVENT_BYTES || stamp_ms < 0 || stamp_ms > MAX_STAMP_MS)
+        if (length < 0 || length > MAX_EVENT_BYTES || records[i].headers || stamp_ms < 0
+            || stamp_ms > MAX_STAMP_MS)
             continue;
-        r.at = data + starts[i];
+        r.at = data + records[i].value_at;
         r.end = r.at + length;
         if (!read_event(&r, e))
             continue;
@@ -680,8 +747,8 @@ static uint8_t *put_word(uint8_t *to, const char *word)
 
 enum { ROW_FIELDS = 40 };
 
-static uint8_t *put_row(uint8_t *to, const uint8_t *data, const Event *e, int64_t offset,
-                        int64_t stamp_ms, int64_t cost_nano, const Rate *rate, const uint8_t *names)
+static uint8_t *put_row(uint8_t *to, const uint8_t *data, const Event *e, const Record *record,
+                        int64_t cost_nano, const Rate *rate, const uint8_t *names)
 {
     const Text *t = e->texts;
     *to++ = 0xdc;
@@ -703,8 +770,8 @@ static uint8_t *put_row(uint8_t *to, const uint8_t *data, const Event *e, int64_
         *to++ = e->flags[i] ? 0xc3 : 0xc2;
     *to++ = 0xa0; /* reported_cost */
     *to++ = 0x80; /* tags */
-    to = put_int(to, offset);
-    to = put_int(to, stamp_ms);
+    to = put_int(to, record->offset);
+    to = put_int(to, record->stamp_ms);
     if (rate->status == UNPRICED)
         *to++ = 0xc0;
     else
@@ -725,15 +792,14 @@ EXPORT int64_t tp_row_bytes(void)
 /* Writes the rows of the admitted events behind each other, and where each one ends. Returns how
  * many bytes. `rows` must have room for the values, and tp_row_bytes and a name for each. */
 EXPORT int64_t tp_rows(const uint8_t *data, const Event *events, const uint8_t *admitted,
-                       int64_t count, const int64_t *offsets, const int64_t *stamps_ms,
-                       const int64_t *costs_nano, const uint32_t *model_of, const Rate *rates,
-                       const uint8_t *names, uint8_t *rows, int64_t *ends)
+                       int64_t count, const Record *records, const int64_t *costs_nano, const uint32_t *model_of,
+                       const Rate *rates, const uint8_t *names, uint8_t *rows, int64_t *ends)
 {
     uint8_t *to = rows;
     for (int64_t i = 0; i < count; i++) {
         if (admitted[i])
-            to = put_row(to, data, &events[i], offsets[i], stamps_ms[i], costs_nano[i],
-                         &rates[model_of[i]], names);
+            to = put_row(to, data, &events[i], &records[i], costs_nano[i], &rates[model_of[i]],
+                         names);
         ends[i] = to - rows;
     }
     return to - rows;
@@ -801,6 +867,37 @@ EXPORT void tp_add_up(const uint8_t *data, const Event *events, const uint8_t *a
     counts[1] = groups->count;
 }
 
+/* ---- CRC-32C, which record batches are protected by ---- */
+
+#if defined(__x86_64__) && defined(__GNUC__)
+__attribute__((target("sse4.2")))
+static uint32_t crc32c(const uint8_t *at, int64_t length)
+{
+    uint64_t crc = 0xffffffff;
+    for (; length >= 8; length -= 8, at += 8) {
+        uint64_t word;
+        memcpy(&word, at, 8);
+        crc = __builtin_ia32_crc32di(crc, word);
+    }
+    for (; length > 0; length--)
+        crc = __builtin_ia32_crc32qi((uint32_t)crc, *at++);
+    return (uint32_t)~crc;
+}
+
+/* The sum of some bytes; -1 where the processor has no instruction for it. */
+EXPORT int64_t tp_crc32c(const uint8_t *data, int64_t length)
+{
+    return __builtin_cpu_supports("sse4.2") ? (int64_t)crc32c(data, length) : -1;
+}
+#else
+EXPORT int64_t tp_crc32c(const uint8_t *data, int64_t length)
+{
+    (void)data, (void)length;
+    return -1;
+}
+#endif
+
+EXPORT int64_t tp_record_bytes(void) { return sizeof(Record); }
 EXPORT int64_t tp_event_bytes(void) { return sizeof(Event); }
 EXPORT int64_t tp_name_bytes(void) { return sizeof(Name); }
 EXPORT int64_t tp_rate_bytes(void) { return sizeof(Rate); }

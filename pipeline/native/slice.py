@@ -5,16 +5,15 @@ What it does not take, and whether there is such a library at all, makes no diff
 """
 
 import secrets
-from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.dedupe_segment import Mask, Times, Words
+from pipeline.core.dedupe_segment import Mask, Words
 from pipeline.core.event_codec import TimeLimits
-from pipeline.core.intake import InputRecord
 from pipeline.core.prices import Fixed, PriceVersion
+from pipeline.core.record_columns import RecordColumns
 from pipeline.core.rows import Rows
 from pipeline.core.totals import Sums
 from pipeline.native.library import MODEL, RATE, SUM, Groups, Rules, library
@@ -51,8 +50,8 @@ class _Array:
 class UsualSlice:
     """Reads one slice after the other; what it holds is of the last one.
 
-    ``usual`` says which records are usual events, ``keys`` are their identities (two words each),
-    ``stamps_ms`` and ``offsets`` are those of all records. Not for several threads.
+    ``usual`` says which records are usual events, ``keys`` are their identities (two words each).
+    Not for several threads.
     """
 
     max_records = MAX_RECORDS
@@ -61,10 +60,6 @@ class UsualSlice:
         self._compiled = compiled
         self._rules = Rules(partition, partitions)
         self._events = _Array(MAX_RECORDS * compiled.tp_event_bytes() // 8, np.int64)
-        self._starts = _Array(MAX_RECORDS, np.int64)
-        self._lengths = _Array(MAX_RECORDS, np.int64)
-        self._stamps_ms = _Array(MAX_RECORDS, np.int64)
-        self._offsets = _Array(MAX_RECORDS, np.int64)
         self._keys = _Array((MAX_RECORDS, 2), np.uint64)
         self._usual = _Array(MAX_RECORDS, np.bool_)
         self._priced = _Array(MAX_RECORDS, np.bool_)
@@ -79,44 +74,31 @@ class UsualSlice:
         self._names = _Array(MAX_RECORDS * compiled.tp_name_bytes() // 8, np.int64)
         self._groups = Groups(self._slots.address, 0, secrets.randbits(64), self._names.address, 0)
         self._row_bytes: int = compiled.tp_row_bytes()
-        self._data = b""
-        self._count = 0
+        self._records = RecordColumns.of([])
 
-    def read(self, records: Sequence[InputRecord], limits: TimeLimits) -> None:
+    def read(self, records: RecordColumns, limits: TimeLimits) -> None:
         """Reads at most ``MAX_RECORDS`` records."""
-        count = self._count = len(records)
+        count = len(records)
         if count > MAX_RECORDS:
             raise ValueError(f"{count} records; a slice has at most {MAX_RECORDS}")
-        values = [None if record.headers else record.value for record in records]
-        sizes = [0 if value is None else len(value) for value in values]
-        self._data = b"".join([value for value in values if value is not None])
-        self._starts.items[:count] = np.cumsum(sizes) - sizes
-        self._lengths.items[:count] = [-1 if value is None else len(value) for value in values]
-        self._stamps_ms.items[:count] = [record.timestamp for record in records]
-        self._offsets.items[:count] = [record.offset for record in records]
+        self._records = records
+        self._table = np.ascontiguousarray(records.table)
+        self._table_at: int = self._table.ctypes.data
         self._rules.max_age_us, self._rules.max_skew_us = limits.max_age_us, limits.max_skew_us
         # As many slots as names at least twice, and a power of two.
         self._groups.mask = (1 << max(count, 1).bit_length() + 1) - 1 & 2 * MAX_RECORDS - 1
         self._compiled.tp_read(
-            self._data, self._starts.address, self._lengths.address, self._stamps_ms.address,
-            count, self._rules, self._events.address, self._keys.address, self._usual.address,
+            records.data, self._table_at, count, self._rules, self._events.address,
+            self._keys.address, self._usual.address,
         )  # fmt: skip
 
     @property
     def usual(self) -> Mask:
-        return self._usual.items[: self._count]
+        return self._usual.items[: len(self._records)]
 
     @property
     def keys(self) -> Words:
-        return self._keys.items[: self._count]
-
-    @property
-    def stamps_ms(self) -> Times:
-        return self._stamps_ms.items[: self._count]
-
-    @property
-    def offsets(self) -> Times:
-        return self._offsets.items[: self._count]
+        return self._keys.items[: len(self._records)]
 
     def price(self, admitted: Mask, prices: PriceVersion) -> tuple[Mask, int]:
         """Prices the admitted ones of the usual events.
@@ -124,11 +106,11 @@ class UsualSlice:
         Returns for which of them the price, or that there is none, is certain, and how many have
         none. The others are for ``PriceVersion.price``.
         """
-        count = self._count
+        count = len(self._records)
         priced: Mask = self._priced.items[:count]
         np.logical_and(admitted, self.usual, out=priced)
         models = self._compiled.tp_models(
-            self._data, self._events.address, self._priced.address, count, self._groups,
+            self._records.data, self._events.address, self._priced.address, count, self._groups,
             self._model_of.address, self._models.address,
         )  # fmt: skip
         rates, names = self._rates_of(models, prices)
@@ -143,15 +125,15 @@ class UsualSlice:
 
     def rows(self) -> Rows:
         """The rows of those events, one for each in their order."""
-        count, priced = self._count, self._priced.items[: self._count]
-        most = len(self._data) + count * (self._row_bytes + self._longest_name)
+        count, priced = len(self._records), self._priced.items[: len(self._records)]
+        most = len(self._records.data) + count * (self._row_bytes + self._longest_name)
         packed = _Array(most, np.uint8)
         size = self._compiled.tp_rows(
-            self._data, self._events.address, self._priced.address, count, self._offsets.address,
-            self._stamps_ms.address, self._costs_nano.address, self._model_of.address,
+            self._records.data, self._events.address, self._priced.address, count,
+            self._table_at, self._costs_nano.address, self._model_of.address,
             self._rates.address, self._rate_names, packed.address, self._ends.address,
         )  # fmt: skip
-        ends, offsets = self._ends.items[:count], self.offsets
+        ends, offsets = self._ends.items[:count], self._records.offsets
         if not priced.all():
             ends, offsets = ends[priced], offsets[priced]
         return Rows(packed.items[:size].tobytes(), ends.copy(), offsets.copy())
@@ -159,12 +141,14 @@ class UsualSlice:
     def sums(self) -> Sums:
         """What those events add to the cells."""
         self._compiled.tp_add_up(
-            self._data, self._events.address, self._priced.address, self._count,
+            self._records.data, self._events.address, self._priced.address, len(self._records),
             self._costs_nano.address, self._model_of.address, self._rates.address, self._groups,
             self._shared.address, self._users.address, self._counts.address,
         )  # fmt: skip
         shared, users = self._counts.items.tolist()
-        text = str(self._data, "latin-1")  # a character for each byte; the names are all ASCII
+        text = str(
+            self._records.data, "latin-1"
+        )  # a character for each byte; the names are all ASCII
         return Sums(
             zip(*_named(text, self._shared.items[:shared], 3), strict=True),
             zip(*_named(text, self._users.items[:users], 1), strict=True),
@@ -174,7 +158,7 @@ class UsualSlice:
         rates, names, named = list[_Row](), list[bytes](), 0
         for at, lengths, first_us in self._models.items[:models].tolist():
             key = [
-                str(self._data[start : start + length], "ascii")
+                str(self._records.data[start : start + length], "ascii")
                 for start, length in zip(at, lengths, strict=True)
             ]
             row, name = _rate(prices, (key[0], key[1], key[2]), first_us)

@@ -61,10 +61,12 @@ class WorkerApp(faust.App):
 
     flow: Flow
     client: dict[str, Any]
+    input_topic: str
 
     def _new_transport(self) -> Any:
         transport = SliceTransport(self.conf.broker_consumer, self)
         transport.client = self.client
+        transport.columns = self.input_topic
         return transport
 
     def _new_producer(self) -> Any:
@@ -96,6 +98,7 @@ def build_app(context: StreamContext, scratch: Path, on_failure: Callable[..., N
         broker_commit_interval=3600.0,
         datadir=scratch,
     )
+    app.input_topic = context.topics.events
     app.client = context.client
     consumer = cast(Callable[[], SliceConsumer], lambda: app.consumer)
 

@@ -9,9 +9,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from aiokafka.structs import ConsumerRecord
-
-from pipeline.stream.transport import Slice
+from pipeline.core.record_columns import RecordColumns
+from pipeline.stream.transport import Records, Slice, one_behind_the_other
 
 MAX_PENDING_RECORDS = 20_000
 MAX_PENDING_BYTES = 32 * 1024 * 1024
@@ -47,8 +46,10 @@ def _parts(piece: Slice) -> list[_Part]:
     return parts
 
 
-def _sizes_bytes(records: list[ConsumerRecord]) -> list[int]:
+def _sizes_bytes(records: Records) -> list[int]:
     """The size of each record's value, key and headers."""
+    if isinstance(records, RecordColumns):
+        return records.sizes_bytes.tolist()
     return [
         len(record.value or b"")
         + len(record.key or b"")
@@ -59,6 +60,12 @@ def _sizes_bytes(records: list[ConsumerRecord]) -> list[int]:
 
 def _headers_bytes(headers: Sequence[tuple[str, bytes | None]]) -> int:
     return sum(len(name) + len(value or b"") for name, value in headers)
+
+
+def _from_offset(records: Records, first: int) -> Records:
+    if isinstance(records, RecordColumns):
+        return records.from_offset(first)
+    return [record for record in records if record.offset >= first]
 
 
 class Inbox:
@@ -111,16 +118,15 @@ class Inbox:
             self._room.clear()
         self._arrived.set()
 
-    def take(self, limit: int) -> list[ConsumerRecord]:
+    def take(self, limit: int) -> Records:
         """The pending records, about ``limit`` at most; moves ``reached``.
 
         They hold at most ``MAX_TAKE_BYTES``, or are a single larger record: what becomes of them
         has to fit into one record of a journal.
         """
-        records: list[ConsumerRecord] = []
-        taken_bytes = 0
-        while self._slices and len(records) < limit:
-            if records and taken_bytes + self._slices[0].size_bytes > MAX_TAKE_BYTES:
+        pieces, count, taken_bytes = list[Records](), 0, 0
+        while self._slices and count < limit:
+            if count and taken_bytes + self._slices[0].size_bytes > MAX_TAKE_BYTES:
                 break
             part = self._slices.popleft()
             piece = part.piece
@@ -129,12 +135,14 @@ class Inbox:
             self._pending_bytes -= part.size_bytes
             found = piece.records
             if found and found[0].offset < self.reached:
-                found = [record for record in found if record.offset >= self.reached]
-            records += found
+                found = _from_offset(found, self.reached)
+            if found:
+                pieces.append(found)
+                count += len(found)
             self.reached = piece.next_position
         if self._has_room():
             self._room.set()
-        return records
+        return one_behind_the_other(pieces)
 
     def _has_room(self) -> bool:
         return self._pending < MAX_PENDING_RECORDS and self._pending_bytes < MAX_PENDING_BYTES

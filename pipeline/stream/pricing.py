@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
-from aiokafka.structs import ConsumerRecord
 
 from pipeline import metrics
 from pipeline.core.adjusting import Corrected, take_resolved
@@ -30,7 +29,7 @@ from pipeline.stream.resolved_log import ResolvedInbox
 from pipeline.stream.rules import encode_rules, rules_digest
 from pipeline.stream.tables import SourceTable
 from pipeline.stream.transaction import Outbox
-from pipeline.stream.transport import FetchState
+from pipeline.stream.transport import FetchState, Records
 
 CHUNK_RECORDS = 1_000
 POSITION_INTERVAL_S = 60.0
@@ -148,9 +147,7 @@ class PriceStage:
         for rejected in taken.rejected:
             metrics.EVENTS_REJECTED.labels(rejected.rejection.reason).inc()
 
-    async def _take(
-        self, records: list[ConsumerRecord], prices: PriceVersion
-    ) -> tuple[Taken, BlockRun]:
+    async def _take(self, records: Records, prices: PriceVersion) -> tuple[Taken, BlockRun]:
         taken = Taken()
         context, first_offset = self._context, self._gathered.next_offset
         blocks = BlockRun(context.epoch, context.topics.events, self.partition, first_offset)

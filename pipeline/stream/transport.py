@@ -9,10 +9,10 @@ aborted batch (no record, but the position went on) from a slice that was droppe
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import aiokafka
 from aiokafka.consumer.fetcher import FetchResult
@@ -28,6 +28,9 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
 from pipeline import record_headers
+from pipeline.core.record_columns import RecordColumns, joined
+from pipeline.native.batches import batch_reader
+from pipeline.stream.raw_batches import RawBatches, Run, is_raw
 from pipeline.stream.reader import out_of_range
 
 record_headers.install()
@@ -39,6 +42,9 @@ MAX_FETCH_RUNS = 200
 MAX_PARTITION_FETCH_BYTES = 1024 * 1024
 
 
+Records = list[ConsumerRecord] | RecordColumns
+
+
 @dataclass(frozen=True, slots=True)
 class Slice:
     """Consecutive records of one partition, from ``position`` up to ``next_position``."""
@@ -46,7 +52,7 @@ class Slice:
     tp: TP
     position: int
     next_position: int
-    records: list[ConsumerRecord]
+    records: Records
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,7 @@ class SliceConsumerThread(AIOKafkaConsumerThread):
         """Connects, and makes the fetcher hand over plain records and note when it asked."""
         await super().on_start()
         fetcher: Any = self._ensure_consumer()._fetcher  # pyright: ignore
-        fetcher._records = _PlainResults()
+        fetcher._records = _PlainResults(cast("SliceTransport", self.consumer.transport).columns)
         fetch = fetcher._proc_fetch_request
 
         async def fetch_and_note(assignment: Any, node_id: int, request: Any) -> Any:
@@ -141,7 +147,7 @@ class SliceConsumerThread(AIOKafkaConsumerThread):
             reached = self._reached.get(tp)
             if reached is None or state is None or not state.has_valid_position:
                 continue
-            records = list(chain.from_iterable(fetched.get(tp, ())))
+            records = one_behind_the_other(fetched.get(tp, ()))
             if records or state.position != reached:
                 slices.append(Slice(tp, reached, state.position, records))
                 self._reached[tp] = state.position
@@ -160,13 +166,6 @@ class SliceConsumerThread(AIOKafkaConsumerThread):
     def fetch_state(self, tp: TP) -> FetchState | None:
         """What is known of the partition's end; None before the first fetch."""
         return self._fetch_states.get(tp)
-
-
-class _Run(NamedTuple):
-    """Records that follow each other in a batch; ``offset`` is the last one's."""
-
-    offset: int
-    records: list[ConsumerRecord]
 
 
 class _Runs:
@@ -192,7 +191,7 @@ class _BatchOfRuns:
     def __next__(self) -> Any:
         return next(self._batch)
 
-    def __iter__(self) -> Iterator[_Run]:
+    def __iter__(self) -> Iterator[Run]:
         records, broken = chain(self._batch), None  # a batch itself can be begun only once
         while True:
             run: list[ConsumerRecord] = []
@@ -201,7 +200,7 @@ class _BatchOfRuns:
             except Exception as error:  # what stands before the record it is about is good
                 broken = error
             if run:
-                yield _Run(run[-1].offset, run)
+                yield Run(run[-1].offset, run)
             if broken is not None:
                 raise broken
             if len(run) < RUN_RECORDS:
@@ -216,24 +215,44 @@ class _PlainRecords(record_headers.TolerantRecords):
     """
 
     def _consumer_record(self, tp: Any, record: Any) -> Any:
-        if not isinstance(record, _Run):  # of a batch that was decoded once more
+        if not isinstance(record, Run):  # of a batch that was decoded once more
             return [record]
         # A fetch brings whole batches, whose first records may have been read before.
         after = self.next_fetch_offset
+        if isinstance(record.records, RecordColumns):
+            return record.records.from_offset(after)
         if record.records[0].offset >= after:
             return record.records
         return [one for one in record.records if one.offset >= after]
 
 
 class _PlainResults(OrderedDict[Any, Any]):
-    """The fetcher's results by partition; makes the records of each one plain."""
+    """The fetcher's results by partition; makes the records of each one plain, and those of
+    topic ``columns`` columns where they can be."""
+
+    def __init__(self, columns: str) -> None:
+        super().__init__()
+        self._columns = columns
+        self._reader = batch_reader()
 
     def __setitem__(self, tp: Any, result: Any) -> None:
         if isinstance(result, FetchResult):
             records: Any = result._partition_records  # pyright: ignore
             records.__class__ = _PlainRecords
-            records._records = _Runs(records._records)
+            reader, data = self._reader, records._records.data
+            if reader is not None and tp.topic == self._columns and is_raw(data):
+                records._records = RawBatches(data, reader)
+            else:
+                records._records = _Runs(records._records)
         super().__setitem__(tp, result)
+
+
+def one_behind_the_other(runs: Sequence[Records]) -> Records:
+    """The records of ``runs``; columns where all of them are."""
+    columns = [run for run in runs if isinstance(run, RecordColumns)]
+    if columns and len(columns) == len(runs):
+        return joined(columns)
+    return list(chain.from_iterable(runs))
 
 
 def _timestamp(assignment: Any, tp: TP) -> int | None:
@@ -331,7 +350,9 @@ def _message(piece: Slice, generation: int) -> ConsumerMessage:
 
 
 class SliceTransport(Transport):
-    """``client`` holds aiokafka's connection arguments."""
+    """``client`` holds aiokafka's connection arguments. Of topic ``columns`` slices have columns
+    instead of records."""
 
     Consumer = SliceConsumer
     client: dict[str, Any]
+    columns: str
