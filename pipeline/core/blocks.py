@@ -115,9 +115,9 @@ def encode_block(block: PricedBlock) -> bytes:
     return _encoder.encode(block)
 
 
-def packed_rows(count: int, packed: bytes) -> Any:
+def packed_rows(count: int, packed: bytes | memoryview) -> Any:
     """``rows`` of a block that is written, made of ``count`` rows that are MessagePack already."""
-    return msgspec.Raw(b"\xdd" + count.to_bytes(4) + packed)
+    return msgspec.Raw(b"".join((b"\xdd", count.to_bytes(4), packed)))
 
 
 def decode_block(value: bytes) -> PricedBlock:

@@ -20,7 +20,7 @@ class Rows:
 
     __slots__ = ("ends", "offsets", "packed")
 
-    def __init__(self, packed: bytes, ends: Ints, offsets: Ints) -> None:
+    def __init__(self, packed: bytes | memoryview, ends: Ints, offsets: Ints) -> None:
         self.packed = packed
         self.ends = ends
         self.offsets = offsets
@@ -38,7 +38,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def cut(self, first: int, last: int) -> bytes:
+    def cut(self, first: int, last: int) -> bytes | memoryview:
         """The rows from number ``first`` up to ``last`` (exclusive)."""
         return self.packed[self._starts_at(first) : self._starts_at(last)]
 
@@ -49,7 +49,7 @@ class Rows:
         if not len(self):
             return other
         places = np.searchsorted(self.offsets, other.offsets)
-        pieces, reached = list[bytes](), 0
+        pieces, reached = list[bytes | memoryview](), 0
         for number, place in enumerate(places.tolist()):
             at = self._starts_at(place)
             pieces += self.packed[reached:at], other.cut(number, number + 1)

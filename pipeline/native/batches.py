@@ -7,13 +7,27 @@ import struct
 from typing import Any, Final
 
 import numpy as np
+from aiokafka.record.util import calc_crc32c
 
 from pipeline.core.record_columns import RECORD, RecordColumns
 from pipeline.native.library import library
 
 _HEADER: Final = struct.Struct(">qiibIhiqqqhii")
-_CHECKED_FROM: Final = struct.calcsize(">qiibI")
-_COMPRESSION, _IS_APPEND_TIME = 0x07, 0x08
+_IS_APPEND_TIME: Final = 0x08
+
+
+def checksum(data: bytes | bytearray, start: int = 0) -> int:
+    """CRC-32C of ``data`` from ``start`` on."""
+    compiled = library()
+    if compiled is not None:
+        found = compiled.tp_crc32c(_address(data) + start, len(data) - start)
+        if found >= 0:
+            return found
+    return calc_crc32c(memoryview(data)[start:])
+
+
+def _address(data: bytes | bytearray) -> int:
+    return np.frombuffer(data, np.uint8).ctypes.data
 
 
 class BatchReader:
@@ -21,12 +35,6 @@ class BatchReader:
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
-
-    def checksum(self, batch: bytes) -> int | None:
-        """CRC-32C of what it protects; None where the processor has no instruction for it."""
-        checked = batch[_CHECKED_FROM:]
-        found = self._compiled.tp_crc32c(checked, len(checked))
-        return None if found < 0 else found
 
     def read(self, batch: bytes, records: bytes) -> RecordColumns | None:
         """Its records, which ``records`` holds uncompressed; None when they are malformed."""

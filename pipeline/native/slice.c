@@ -91,12 +91,17 @@ static const uint64_t REQUIRED = 0x1F;
 
 /* ---- JSON ---- */
 
+/* The names of the fields in quotes, as they stand in JSON, in words of eight bytes. */
+enum { NAME_WORDS = 3 };
+typedef struct { uint64_t words[NAME_WORDS], masks[NAME_WORDS]; uint8_t length; } Quoted;
+
 typedef struct {
     const uint8_t *data;          /* of the whole slice */
     const uint8_t *at, *end;      /* of the record at hand */
     uint8_t following[FIELD_COUNT + 1];  /* which field followed each one last time */
     char day[10];                 /* the day of the time read last, and its number */
     int64_t day_number;
+    const Quoted *quoted;
 } Reader;
 
 static void skip_space(Reader *r)
@@ -114,14 +119,28 @@ static int take(Reader *r, uint8_t letter)
     return 1;
 }
 
-/* Whether one of eight bytes ends a plain string: a quote, a backslash, a control, no ASCII. */
-static int has_special(uint64_t eight)
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+/* How many of eight letters stand before the first quote, backslash, control or byte beyond ASCII;
+ * 8 without one. A borrow can only mark letters behind the first of these. */
+static int plain_letters(const uint8_t *at)
 {
     const uint64_t ones = 0x0101010101010101u, highs = 0x8080808080808080u;
-    uint64_t quote = eight ^ (ones * '"'), backslash = eight ^ (ones * '\\');
-    uint64_t found = (quote - ones) | (backslash - ones) | (eight - ones * 0x20) | eight;
-    return (found & highs) != 0;
+    uint64_t eight;
+    memcpy(&eight, at, 8);
+    uint64_t quote = (eight ^ ones * '"') - ones, backslash = (eight ^ ones * '\\') - ones;
+    uint64_t special = (quote | backslash | (eight - ones * 0x20) | eight) & highs;
+    return special ? __builtin_ctzll(special) / 8 : 8;
 }
+#else
+static int plain_letters(const uint8_t *at)
+{
+    int count = 0;
+    while (count < 8 && at[count] != '"' && at[count] != '\\' && at[count] >= 0x20
+           && at[count] < 0x80)
+        count++;
+    return count;
+}
+#endif
 
 /* A string of plain ASCII, without escapes; `at` stands behind its closing quote then. */
 static int read_text(Reader *r, Text *text)
@@ -129,14 +148,13 @@ static int read_text(Reader *r, Text *text)
     if (!take(r, '"'))
         return 0;
     const uint8_t *from = r->at, *at = from;
-    for (uint64_t eight; at + 8 <= r->end; at += 8) {
-        memcpy(&eight, at, 8);
-        if (has_special(eight))
-            break;
+    int plain = 8;
+    while (plain == 8 && at + 8 <= r->end) {
+        plain = plain_letters(at);
+        at += plain;
     }
     while (at < r->end && *at != '"' && *at != '\\' && *at >= 0x20 && *at < 0x80)
         at++;
-    /* The eight bytes may have been stopped by what only looks special; then it goes on bytewise. */
     if (at == r->end || *at != '"')
         return 0;
     text->at = (uint32_t)(from - r->data);
@@ -266,14 +284,41 @@ static int read_time(Reader *r, int64_t *at_us)
 
 /* ---- An event ---- */
 
-static int field_named(const Reader *r, Text name, int guess)
+static void quote_names(Quoted *quoted)
 {
-    const uint8_t *at = r->data + name.at;
-    if (guess != NO_FIELD && FIELDS[guess].length == name.length
-        && !memcmp(FIELDS[guess].name, at, name.length))
-        return guess;
+    for (int i = 0; i < FIELD_COUNT; i++) {
+        uint8_t text[8 * NAME_WORDS] = {'"'}, mask[8 * NAME_WORDS] = {0};
+        memcpy(text + 1, FIELDS[i].name, FIELDS[i].length);
+        text[FIELDS[i].length + 1] = '"';
+        quoted[i].length = (uint8_t)(FIELDS[i].length + 2);
+        memset(mask, 0xff, quoted[i].length);
+        memcpy(quoted[i].words, text, sizeof text);
+        memcpy(quoted[i].masks, mask, sizeof mask);
+    }
+}
+
+/* The field whose name comes next, most likely the one that came next last time too. */
+static int read_field(Reader *r, int guess)
+{
+    skip_space(r);
+    if (guess != NO_FIELD && r->end - r->at >= 8 * NAME_WORDS) {
+        const Quoted *q = &r->quoted[guess];
+        uint64_t word, other = 0;
+        for (int i = 0; i < NAME_WORDS; i++) {
+            memcpy(&word, r->at + 8 * i, 8);
+            other |= (word ^ q->words[i]) & q->masks[i];
+        }
+        if (!other) {
+            r->at += q->length;
+            return guess;
+        }
+    }
+    Text name;
+    if (!read_text(r, &name))
+        return NO_FIELD;
     for (int i = 0; i < FIELD_COUNT; i++)
-        if (FIELDS[i].length == name.length && !memcmp(FIELDS[i].name, at, name.length))
+        if (FIELDS[i].length == name.length
+            && !memcmp(FIELDS[i].name, r->data + name.at, name.length))
             return i;
     return NO_FIELD;
 }
@@ -316,12 +361,10 @@ static int read_event(Reader *r, Event *e)
     if (!take(r, '{'))
         return 0;
     do {
-        Text name;
         int former = field;
-        if (!read_text(r, &name) || !take(r, ':'))
-            return 0;
-        field = field_named(r, name, r->following[former]);
-        if (field == NO_FIELD || seen >> field & 1 || !read_value(r, &FIELDS[field], e))
+        field = read_field(r, r->following[former]);
+        if (field == NO_FIELD || seen >> field & 1 || !take(r, ':')
+            || !read_value(r, &FIELDS[field], e))
             return 0;
         r->following[former] = (uint8_t)field;
         seen |= (uint64_t)1 << field;
@@ -403,6 +446,7 @@ static void compress(uint64_t h[8], const uint8_t block[BLOCK], uint64_t hashed,
     v[12] ^= hashed;
     if (is_last)
         v[14] = ~v[14];
+#pragma GCC unroll 12
     for (int round = 0; round < 12; round++) {
         const uint8_t *s = SIGMA[round];
         MIX(0, 4, 8, 12, m[s[0]], m[s[1]]);
@@ -532,8 +576,10 @@ static const int64_t MAX_STAMP_MS = 253402300799999;  /* the year 9999 ends */
 EXPORT void tp_read(const uint8_t *data, const Record *records, int64_t count, const Rules *rules,
                     Event *events, uint8_t *keys, uint8_t *usual)
 {
-    Reader r = {.data = data};
+    Quoted quoted[FIELD_COUNT];
+    Reader r = {.data = data, .quoted = quoted};
     uint64_t begun[8];
+    quote_names(quoted);
     memset(r.following, NO_FIELD, sizeof r.following);
     begin_key(begun);
     for (int64_t i = 0; i < count; i++) {

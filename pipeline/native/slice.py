@@ -127,16 +127,16 @@ class UsualSlice:
         """The rows of those events, one for each in their order."""
         count, priced = len(self._records), self._priced.items[: len(self._records)]
         most = len(self._records.data) + count * (self._row_bytes + self._longest_name)
-        packed = _Array(most, np.uint8)
+        packed = np.empty(most, np.uint8)
         size = self._compiled.tp_rows(
             self._records.data, self._events.address, self._priced.address, count,
             self._table_at, self._costs_nano.address, self._model_of.address,
-            self._rates.address, self._rate_names, packed.address, self._ends.address,
+            self._rates.address, self._rate_names, packed.ctypes.data, self._ends.address,
         )  # fmt: skip
         ends, offsets = self._ends.items[:count], self._records.offsets
         if not priced.all():
             ends, offsets = ends[priced], offsets[priced]
-        return Rows(packed.items[:size].tobytes(), ends.copy(), offsets.copy())
+        return Rows(packed[:size].data, ends.copy(), offsets.copy())
 
     def sums(self) -> Sums:
         """What those events add to the cells."""

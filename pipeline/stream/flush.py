@@ -46,7 +46,7 @@ class BlockRun:
         if next_offset > self._next_offset:
             self._seal(0, b"", taken, next_offset)
 
-    def _seal(self, count: int, rows: bytes, taken: Taken, next_offset: int) -> None:
+    def _seal(self, count: int, rows: bytes | memoryview, taken: Taken, next_offset: int) -> None:
         span = range(self._next_offset, next_offset)
         block = PricedBlock(
             BLOCK_VERSION,

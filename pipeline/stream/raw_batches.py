@@ -7,16 +7,16 @@ transactions, control batches, offsets that were read before.
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 from aiokafka import codec
 from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 from aiokafka.record.default_records import DefaultRecordBatch
 
-from pipeline.native.batches import BatchReader
+from pipeline.native.batches import BatchReader, checksum
 
 _HEADER: Final = struct.Struct(">qiibIhiqqqhii")
+_CHECKED_FROM: Final = struct.calcsize(">qiibI")
 _LENGTH: Final = struct.Struct(">i")
 _LENGTH_AT, _MAGIC_AT = 8, 16
 _WHOLE: Final = _LENGTH_AT + _LENGTH.size
@@ -85,12 +85,11 @@ class RawBatch:
         self.is_control_batch = bool(self._attributes & _IS_CONTROL)
 
     def validate_crc(self) -> bool:
-        found = self.reader.checksum(self.data)
-        return self._stock.validate_crc() if found is None else found == self._crc
+        return checksum(self.data, _CHECKED_FROM) == self._crc
 
     def __next__(self) -> Any:
         """The record of a control batch."""
-        return next(self._stock)
+        return next(DefaultRecordBatch(self.data))
 
     def __iter__(self) -> Iterator[Run]:
         records = self.reader.read(self.data, self._uncompressed())
@@ -98,10 +97,6 @@ class RawBatch:
             raise CorruptRecordException(f"the batch at offset {self.base_offset} is malformed")
         if len(records):
             yield Run(int(records.offsets[-1]), records)
-
-    @cached_property
-    def _stock(self) -> Any:
-        return DefaultRecordBatch(self.data)
 
     def _uncompressed(self) -> bytes:
         records, kind = self.data[_HEADER.size :], self._attributes & _COMPRESSION

@@ -19,6 +19,7 @@ from aiokafka.structs import OffsetAndMetadata, RecordMetadata, TopicPartition
 
 from pipeline.faults import point
 from pipeline.record_headers import RawNamesBatch, has_raw_names
+from pipeline.stream.large_batch import LargeValueBatch, is_large
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -84,10 +85,13 @@ async def send_records(
 
 
 def _batch_for(producer: AIOKafkaProducer, first: Record, *, raw_names: bool) -> Any:
-    if not first.compressed and not raw_names:
+    large = first.timestamp_ms is None and is_large(first.key, first.value, first.headers)
+    if not first.compressed and not raw_names and not large:
         return producer.create_batch()
     manager: Any = producer._txn_manager  # pyright: ignore[reportPrivateUsage]
     in_transaction = manager is not None and manager.transactional_id is not None
+    if large and not first.compressed:
+        return LargeValueBatch(MAX_BATCH_BYTES, is_transactional=in_transaction)
     builder = RawNamesBatch if raw_names else BatchBuilder
     compression = GZIP if first.compressed else NO_COMPRESSION
     return builder(MAX_BATCH_BYTES, compression, is_transactional=in_transaction)
