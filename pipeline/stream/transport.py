@@ -126,10 +126,12 @@ class SliceConsumerThread(AIOKafkaConsumerThread):
         timeout: float | None = None,
         max_records: int | None = None,
     ) -> Any:
+        # Faust changes this set on another thread: when a partition is assigned, for one.
+        active = frozenset(active_partitions or ())
         try:
             fetched = await super()._fetch_records(
                 consumer,
-                active_partitions,  # pyright: ignore[reportArgumentType]
+                active,  # pyright: ignore[reportArgumentType]
                 timeout=timeout,
                 max_records=MAX_FETCH_RUNS,
             )
@@ -142,7 +144,7 @@ class SliceConsumerThread(AIOKafkaConsumerThread):
         if assignment is None:
             return []
         slices: list[Slice] = []
-        for tp in active_partitions or ():
+        for tp in active:
             state = assignment.state_value(tp)
             reached = self._reached.get(tp)
             if reached is None or state is None or not state.has_valid_position:
