@@ -43,10 +43,10 @@ from pipeline.stream.transaction import Outbox, Record
 from pipeline.stream.transport import FetchState
 from pipeline.stream.turns import TurnProducer
 
-MAX_FLUSH_RECORDS = 25_000
+MAX_FLUSH_RECORDS = 40_000
 HELD_BACK_RECORDS = 750
 """Of a flush while states wait to be published: each record may make several of them due."""
-EARLY_RECORDS = 20_000
+EARLY_RECORDS = 32_000
 """While a transaction is under way the next flush is begun only with so many waiting: every flush
 writes each cell and state that it moved, so few large ones cost less than many small ones."""
 FLUSH_INTERVAL_S = 0.004

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pipeline.core.record_columns import RecordColumns
 from pipeline.stream.transport import Records, Slice, one_behind_the_other
 
-MAX_PENDING_RECORDS = 20_000
+MAX_PENDING_RECORDS = 40_000
 MAX_PENDING_BYTES = 32 * 1024 * 1024
 MAX_PART_RECORDS = 5_000
 MAX_TAKE_BYTES = 4 * 1024 * 1024
