@@ -5,36 +5,21 @@ from ctypes import POINTER, c_int64, c_uint64, c_void_p
 from functools import cache
 from typing import Any, Final
 
-import numpy as np
-
 from pipeline.core.errors import TallyportError
 from pipeline.core.record_columns import RECORD
 from pipeline.native.build import LIBRARY, source_digest
 
-RATE: Final = np.dtype(
-    [
-        (name, "<i8")
-        for name in (
-            "type", "since_us", "until_us", "most_input",
-            "request", "per_input", "per_cached", "per_output", "denominator",
-            "status", "estimated", "name_at", "name_length",
-        )
-    ]
+MODEL: Final = ("at", "at", "at", "length", "length", "length", "first_us")
+RATE: Final = (
+    "type", "since_us", "until_us", "most_input",
+    "request", "per_input", "per_cached", "per_output", "denominator",
+    "status", "estimated", "name_at", "name_length",
 )  # fmt: skip
-MODEL: Final = np.dtype([("at", "<i8", 3), ("length", "<i8", 3), ("first_us", "<i8")])
-SUM: Final = np.dtype(
-    [
-        ("day", "<i8"),
-        ("at", "<i8", 3),
-        ("length", "<i8", 3),
-        ("requests", "<i8"),
-        ("tokens", "<i8"),
-        ("cost_nano", "<i8"),
-        ("unpriced", "<i8"),
-        ("user_cost_nano", "<i8"),
-        ("user_unpriced", "<i8"),
-    ]
-)
+SUM: Final = (
+    "day", "at", "at", "at", "length", "length", "length",
+    "requests", "tokens", "cost_nano", "unpriced", "user_cost_nano", "user_unpriced",
+)  # fmt: skip
+"""The structures of the library that are nothing but numbers of eight bytes."""
 
 
 class Rules(ctypes.Structure):
@@ -102,6 +87,6 @@ def library() -> Any | None:
             "run `python -m pipeline.native.build`"
         )
     laid_out = [getattr(found, f"tp_{name}_bytes")() for name in ("record", "model", "rate", "sum")]
-    if laid_out != [dtype.itemsize for dtype in (RECORD, MODEL, RATE, SUM)]:
+    if laid_out != [RECORD.itemsize, *(8 * len(fields) for fields in (MODEL, RATE, SUM))]:
         raise TallyportError(f"{LIBRARY.name} lays out its arrays otherwise than this release")
     return found

@@ -5,6 +5,7 @@ What it does not take, and whether there is such a library at all, makes no diff
 """
 
 import secrets
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +17,7 @@ from pipeline.core.prices import Fixed, PriceVersion
 from pipeline.core.record_columns import RecordColumns
 from pipeline.core.rows import Rows
 from pipeline.core.totals import Sums
-from pipeline.native.library import MODEL, RATE, SUM, Groups, Rules, library
+from pipeline.native.library import MODEL, SUM, Groups, Rules, library
 
 MAX_RECORDS: Final = 8_192
 """Sums over so many events stay within 64 bits."""
@@ -28,7 +29,7 @@ _NOT_HERE: Final = (0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0)
 
 _Row = tuple[int, ...]
 """The values of ``RATE``."""
-_AMOUNTS: Final = SUM.names[3:] if SUM.names else ()
+_MAX_RATES: Final = 4_096
 
 
 def usual_reader(partition: int, partitions: int) -> "UsualSlice | None":
@@ -64,17 +65,19 @@ class UsualSlice:
         self._usual = _Array(MAX_RECORDS, np.bool_)
         self._priced = _Array(MAX_RECORDS, np.bool_)
         self._model_of = _Array(MAX_RECORDS, np.uint32)
-        self._models = _Array(MAX_RECORDS, MODEL)
+        self._models = _Array((MAX_RECORDS, len(MODEL)), np.int64)
         self._costs_nano = _Array(MAX_RECORDS, np.int64)
         self._ends = _Array(MAX_RECORDS, np.int64)
-        self._shared = _Array(MAX_RECORDS, SUM)
-        self._users = _Array(MAX_RECORDS, SUM)
+        self._shared = _Array((MAX_RECORDS, len(SUM)), np.int64)
+        self._users = _Array((MAX_RECORDS, len(SUM)), np.int64)
         self._counts = _Array(2, np.int64)
         self._slots = _Array(2 * MAX_RECORDS, np.uint32)
         self._names = _Array(MAX_RECORDS * compiled.tp_name_bytes() // 8, np.int64)
         self._groups = Groups(self._slots.address, 0, secrets.randbits(64), self._names.address, 0)
         self._row_bytes: int = compiled.tp_row_bytes()
         self._records = RecordColumns.of([])
+        self._prices: PriceVersion | None = None
+        self._known_rates: dict[tuple[str, str, str], tuple[_Row, bytes]] = {}
 
     def read(self, records: RecordColumns, limits: TimeLimits) -> None:
         """Reads at most ``MAX_RECORDS`` records."""
@@ -84,6 +87,7 @@ class UsualSlice:
         self._records = records
         self._table = np.ascontiguousarray(records.table)
         self._table_at: int = self._table.ctypes.data
+        self._begin, self._end = _extent(self._table)
         self._rules.max_age_us, self._rules.max_skew_us = limits.max_age_us, limits.max_skew_us
         # As many slots as names at least twice, and a power of two.
         self._groups.mask = (1 << max(count, 1).bit_length() + 1) - 1 & 2 * MAX_RECORDS - 1
@@ -113,25 +117,24 @@ class UsualSlice:
             self._records.data, self._events.address, self._priced.address, count, self._groups,
             self._model_of.address, self._models.address,
         )  # fmt: skip
-        rates, names = self._rates_of(models, prices)
-        self._rates, self._rate_names = _Array(max(1, len(rates)), RATE), b"".join(names)
-        self._rates.items[: len(rates)] = rates
+        rates, names = self._rates_of(self._models.items[:models].tolist(), prices)
+        self._rates, self._rate_names = np.array(rates, np.int64), b"".join(names)
         self._longest_name = max(map(len, names), default=0)
         unpriced = self._compiled.tp_price(
             self._events.address, self._priced.address, count, self._model_of.address,
-            self._rates.address, self._costs_nano.address,
+            self._rates.ctypes.data, self._costs_nano.address,
         )  # fmt: skip
         return priced, unpriced
 
     def rows(self) -> Rows:
         """The rows of those events, one for each in their order."""
         count, priced = len(self._records), self._priced.items[: len(self._records)]
-        most = len(self._records.data) + count * (self._row_bytes + self._longest_name)
+        most = self._end - self._begin + count * (self._row_bytes + self._longest_name)
         packed = np.empty(most, np.uint8)
         size = self._compiled.tp_rows(
             self._records.data, self._events.address, self._priced.address, count,
             self._table_at, self._costs_nano.address, self._model_of.address,
-            self._rates.address, self._rate_names, packed.ctypes.data, self._ends.address,
+            self._rates.ctypes.data, self._rate_names, packed.ctypes.data, self._ends.address,
         )  # fmt: skip
         ends, offsets = self._ends.items[:count], self._records.offsets
         if not priced.all():
@@ -142,30 +145,57 @@ class UsualSlice:
         """What those events add to the cells."""
         self._compiled.tp_add_up(
             self._records.data, self._events.address, self._priced.address, len(self._records),
-            self._costs_nano.address, self._model_of.address, self._rates.address, self._groups,
+            self._costs_nano.address, self._model_of.address, self._rates.ctypes.data, self._groups,
             self._shared.address, self._users.address, self._counts.address,
         )  # fmt: skip
         shared, users = self._counts.items.tolist()
-        text = str(
-            self._records.data, "latin-1"
-        )  # a character for each byte; the names are all ASCII
+        # A character for each byte, from the first value to the last; the names are all ASCII.
+        text = str(memoryview(self._records.data)[self._begin : self._end], "latin-1")
         return Sums(
-            zip(*_named(text, self._shared.items[:shared], 3), strict=True),
-            zip(*_named(text, self._users.items[:users], 1), strict=True),
+            self._named(text, self._shared.items[:shared], 3),
+            self._named(text, self._users.items[:users], 1),
         )
 
-    def _rates_of(self, models: int, prices: PriceVersion) -> tuple[list[_Row], list[bytes]]:
+    def _named(self, text: str, sums: npt.NDArray[Any], names: int) -> Iterator[Any]:
+        """A day, so many names and the amounts of each sum."""
+        sums[:, 1:4] -= self._begin
+        day, *columns = sums.T.tolist()
+        named = [
+            [text[at : at + length] for at, length in zip(starts, lengths, strict=True)]
+            for starts, lengths in zip(columns[:names], columns[3 : 3 + names], strict=True)
+        ]
+        return zip(day, *named, *columns[6:], strict=True)
+
+    def _rates_of(
+        self, models: list[list[int]], prices: PriceVersion
+    ) -> tuple[list[_Row], list[bytes]]:
+        if prices is not self._prices or len(self._known_rates) > _MAX_RATES:
+            self._prices = prices
+            self._known_rates.clear()
         rates, names, named = list[_Row](), list[bytes](), 0
-        for at, lengths, first_us in self._models.items[:models].tolist():
-            key = [
-                str(self._records.data[start : start + length], "ascii")
-                for start, length in zip(at, lengths, strict=True)
-            ]
-            row, name = _rate(prices, (key[0], key[1], key[2]), first_us)
+        data = self._records.data
+        for provider_at, model_at, tier_at, provider, model, tier, first_us in models:
+            key = (
+                str(data[provider_at : provider_at + provider], "ascii"),
+                str(data[model_at : model_at + model], "ascii"),
+                str(data[tier_at : tier_at + tier], "ascii"),
+            )
+            known = self._known_rates.get(key)
+            if known is None or not known[0][1] <= first_us < known[0][2]:
+                known = self._known_rates[key] = _rate(prices, key, first_us)
+            row, name = known
             rates.append((*row, named, len(name)))
             names.append(name)
             named += len(name)
         return rates, names
+
+
+def _extent(table: npt.NDArray[Any]) -> tuple[int, int]:
+    """Where the first value begins, and where the last one ends."""
+    if not len(table):
+        return 0, 0
+    last = table[-1]
+    return int(table[0]["value_at"]), int(last["value_at"]) + max(int(last["value_length"]), 0)
 
 
 def _rate(prices: PriceVersion, key: tuple[str, str, str], at_us: int) -> tuple[_Row, bytes]:
@@ -182,13 +212,3 @@ def _rate(prices: PriceVersion, key: tuple[str, str, str], at_us: int) -> tuple[
     if max(map(abs, row)) > _MOST or len(name) > _LONGEST_NAME:
         return _NOT_HERE, b""
     return row, name.encode()
-
-
-def _named(text: str, sums: npt.NDArray[Any], names: int) -> list[list[Any]]:
-    """Columns of a day, so many names, and the amounts."""
-    columns = [sums["day"].tolist()]
-    for number in range(names):
-        starts = sums["at"][:, number]
-        ends = starts + sums["length"][:, number]
-        columns.append([text[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
-    return [*columns, *(sums[name].tolist() for name in _AMOUNTS)]
