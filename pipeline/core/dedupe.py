@@ -7,7 +7,7 @@ So no step takes longer than its batch, and a remembered id takes 28 to 36 bytes
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -91,6 +91,25 @@ def newest_of(ids: bytes) -> int:
     return int(np.frombuffer(ids, _ENTRY)["time_ms"].max())
 
 
+class IdSearch(Protocol):
+    """Looks ids up and adds them faster than it is done here, on the same memory."""
+
+    def admit(
+        self,
+        segments: Sequence[Segment],
+        words: Words,
+        times_ms: Times,
+        arrived_ms: Times,
+        horizon_ms: int,
+        admitted: Mask,
+        start: int,
+        is_open: bool,
+    ) -> int:
+        """``DedupeWindow.admit_words`` from number ``start`` on, until an id does not fit into the
+        last segment, into which none does unless it ``is_open``. Returns where it stopped."""
+        ...
+
+
 class DedupeWindow:
     """Remembers the accepted ids of one source partition, each with its Kafka time.
 
@@ -99,8 +118,9 @@ class DedupeWindow:
     several threads.
     """
 
-    def __init__(self, horizon_ms: int) -> None:
+    def __init__(self, horizon_ms: int, search: "IdSearch | None" = None) -> None:
         self.horizon_ms = horizon_ms
+        self._search = search
         self._segments: list[Segment] = []
         self._watermark_ms: int | None = None
         self._opened_at_watermark_ms: int | None = None
@@ -133,6 +153,8 @@ class DedupeWindow:
 
     def admit_words(self, words: Words, times_ms: Times, arrived_ms: Times) -> Mask:
         """``admit`` of keys as words, which must be as many as the times."""
+        if self._search is not None:
+            return self._admit_searched(self._search, words, times_ms, arrived_ms, self.horizon_ms)
         if len(words) > _SMALL_BATCH:
             return self._admit_batch(words, times_ms, arrived_ms, self.horizon_ms)
         pairs = zip(words.tolist(), times_ms.tolist(), arrived_ms.tolist(), strict=True)
@@ -152,7 +174,10 @@ class DedupeWindow:
             words = np.stack((chunk["high"], chunk["low"]), axis=1)
             times = chunk["time_ms"].astype(np.int64)
             # All of them were accepted, however near to each other their times may be.
-            self._admit_batch(words, times, times, 0)
+            if self._search is not None:
+                self._admit_searched(self._search, words, times, times, 0)
+            else:
+                self._admit_batch(words, times, times, 0)
 
     def forget_before(self, committed_watermark_ms: int) -> None:
         """Drop ids that no record of that Kafka time or later can be a duplicate of.
@@ -165,6 +190,28 @@ class DedupeWindow:
         self._watermark_ms = committed_watermark_ms
         if self._opened_at_watermark_ms is None:
             self._opened_at_watermark_ms = committed_watermark_ms
+
+    def _admit_searched(
+        self,
+        search: "IdSearch",
+        words: Words,
+        times_ms: Times,
+        arrived_ms: Times,
+        horizon_ms: int,
+    ) -> Mask:
+        admitted: Mask = np.empty(len(words), np.bool_)
+        at = 0
+        while at < len(words):
+            is_open = not self._is_aged()
+            at = search.admit(
+                self._segments, words, times_ms, arrived_ms, horizon_ms, admitted, at, is_open
+            )
+            if at < len(words):
+                high, low = words[at].tolist()
+                time_ms, at_ms = int(times_ms[at]), int(arrived_ms[at])
+                admitted[at] = self._admit_one(high or 1, low, time_ms, at_ms, horizon_ms)
+                at += 1
+        return admitted
 
     def _admit_one(self, high: int, low: int, time_ms: int, at_ms: int, horizon_ms: int) -> bool:
         low_half, mask = high & LOW_HALF, filter_mask(low)

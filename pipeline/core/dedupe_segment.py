@@ -59,6 +59,18 @@ class Segment:
         self.filter_at = self._filter.data
         self._high_at = self._high.data
         self._low_at = self._low.data
+        self._note_layout()
+
+    def _note_layout(self) -> None:
+        """For who works on the same memory: where filter, high and low words and times are, and
+        how many words and slots there are, the bytes of a time, what times are counted from, and
+        the earliest and latest one that fit."""
+        arrays = (self._filter, self._high, self._low, self._times)
+        self.addresses: list[int] = [a.__array_interface__["data"][0] for a in arrays]
+        self.measures: tuple[int, ...] = (
+            self.filter_words, self._slots, self._times.itemsize, self._time_base_ms,
+            self._earliest_ms, self._latest_ms,
+        )  # fmt: skip
 
     def room(self) -> int:
         """How many ids still fit."""
@@ -180,3 +192,4 @@ class Segment:
             return
         self._times = self._times.astype(np.int64)
         self._earliest_ms, self._latest_ms = -(1 << 63), (1 << 63) - 1
+        self._note_layout()

@@ -50,7 +50,7 @@ from pipeline.core.totals import SourceTotals, Sums
 
 MAX_PORTS = 8_192
 """So many ports of a partition are known; with more the memory of them starts afresh."""
-FEW_RECORDS: Final = 24
+FEW_RECORDS: Final = 12
 """Fewer are all taken here: a call for all of them has a fixed cost."""
 
 
@@ -178,6 +178,7 @@ class Intake:
             return self._take_together(usual, columns, prices, limits, taken)
         if not records:
             return Rows.of([])
+        records = [*records]  # of columns each would be made anew whenever it is looked at
         found = self._candidates(records, range(len(records)), limits, taken)
         stamps_ms = [record.timestamp for record in records]
         taken.watermark_ms = max(taken.watermark_ms, *stamps_ms)

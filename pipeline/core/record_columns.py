@@ -3,7 +3,7 @@
 A record that somebody wants to see by itself is made then.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final, overload
@@ -66,6 +66,11 @@ class RecordColumns(Sequence[Any]):
         return cls(data, table, records)
 
     @property
+    def is_given(self) -> bool:
+        """Whether the records are objects, of which these are not all."""
+        return self._given is not None
+
+    @property
     def offsets(self) -> Ints:
         return self.table["offset"]
 
@@ -93,6 +98,11 @@ class RecordColumns(Sequence[Any]):
             return self._given[index]
         return self._record(*self.table[index].item())
 
+    def __iter__(self) -> Iterator[Any]:
+        if self._given is not None:
+            return iter(self._given)
+        return (self._record(*row) for row in self.table.tolist())
+
     def from_offset(self, first: int) -> "RecordColumns":
         """Those at ``first`` or behind it."""
         return self[int(np.searchsorted(self.offsets, first)) :]
@@ -111,6 +121,8 @@ def joined(pieces: Sequence[RecordColumns]) -> RecordColumns:
     """The records of ``pieces``, one behind the other."""
     if len(pieces) == 1:
         return pieces[0]
+    if any(piece.is_given for piece in pieces):
+        raise ValueError("columns of records that are objects are not joined")
     tables: list[npt.NDArray[Any]] = []
     reached = 0
     for piece in pieces:

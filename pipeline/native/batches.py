@@ -16,17 +16,17 @@ _HEADER: Final = struct.Struct(">qiibIhiqqqhii")
 _IS_APPEND_TIME: Final = 0x08
 
 
-def checksum(data: bytes | bytearray, start: int = 0) -> int:
+def checksum(data: bytes | bytearray | memoryview, start: int = 0) -> int:
     """CRC-32C of ``data`` from ``start`` on."""
     compiled = library()
     if compiled is not None:
         found = compiled.tp_crc32c(_address(data) + start, len(data) - start)
         if found >= 0:
             return found
-    return calc_crc32c(memoryview(data)[start:])
+    return calc_crc32c(bytes(memoryview(data)[start:]))
 
 
-def _address(data: bytes | bytearray) -> int:
+def _address(data: bytes | bytearray | memoryview) -> int:
     return np.frombuffer(data, np.uint8).ctypes.data
 
 

@@ -19,6 +19,10 @@ SUM: Final = (
     "day", "at", "at", "at", "length", "length", "length",
     "requests", "tokens", "cost_nano", "unpriced", "user_cost_nano", "user_unpriced",
 )  # fmt: skip
+SEGMENT: Final = (
+    "filter", "high", "low", "times", "filter_words", "slots", "times_bytes", "time_base_ms",
+    "earliest_ms", "latest_ms", "room", "added", "newest_ms",
+)  # fmt: skip
 """The structures of the library that are nothing but numbers of eight bytes."""
 
 
@@ -55,6 +59,7 @@ _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "tp_price": (c_int64, (_P, _P, c_int64, _P, _P, _P)),
     "tp_rows": (c_int64, (_P, _P, _P, c_int64, _P, _P, _P, _P, _P, _P, _P)),
     "tp_add_up": (None, (_P, _P, _P, c_int64, _P, _P, _P, _GROUPS, _P, _P, _P)),
+    "tp_admit": (c_int64, (_P, c_int64, _P, _P, _P, c_int64, c_int64, c_int64, _P)),
     "tp_row_bytes": (c_int64, ()),
     "tp_record_bytes": (c_int64, ()),
     "tp_event_bytes": (c_int64, ()),
@@ -62,6 +67,7 @@ _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "tp_rate_bytes": (c_int64, ()),
     "tp_sum_bytes": (c_int64, ()),
     "tp_model_bytes": (c_int64, ()),
+    "tp_segment_bytes": (c_int64, ()),
     "tp_source": (ctypes.c_char_p, ()),
 }
 
@@ -86,7 +92,10 @@ def library() -> Any | None:
             f"{LIBRARY.name} was compiled from another slice.c; "
             "run `python -m pipeline.native.build`"
         )
-    laid_out = [getattr(found, f"tp_{name}_bytes")() for name in ("record", "model", "rate", "sum")]
-    if laid_out != [RECORD.itemsize, *(8 * len(fields) for fields in (MODEL, RATE, SUM))]:
+    laid_out = [
+        getattr(found, f"tp_{name}_bytes")()
+        for name in ("record", "model", "rate", "sum", "segment")
+    ]
+    if laid_out != [RECORD.itemsize, *(8 * len(fields) for fields in (MODEL, RATE, SUM, SEGMENT))]:
         raise TallyportError(f"{LIBRARY.name} lays out its arrays otherwise than this release")
     return found

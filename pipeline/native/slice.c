@@ -913,6 +913,113 @@ EXPORT void tp_add_up(const uint8_t *data, const Event *events, const uint8_t *a
     counts[1] = groups->count;
 }
 
+/* ---- Remembered ids (pipeline/core/dedupe_segment.py) ---- */
+
+/* One table of ids: a filter in front of open addressing. `room` and the earliest and latest time
+ * that fits say what may be added to the last one; `added` and `newest_ms` what was. */
+typedef struct {
+    uint64_t *filter, *high, *low;
+    void *times;
+    int64_t filter_words, slots, times_bytes, time_base_ms, earliest_ms, latest_ms;
+    int64_t room, added, newest_ms;
+} Segment;
+
+static uint64_t scaled(uint64_t half, int64_t places) { return half * (uint64_t)places >> 32; }
+
+static uint64_t *filter_word(const Segment *s, uint64_t high)
+{
+    return &s->filter[scaled(high & 0xffffffff, s->filter_words)];
+}
+
+static uint64_t filter_bits(uint64_t low)
+{
+    const uint64_t one = 1;
+    return one << (low & 63) | one << (low >> 6 & 63) | one << (low >> 12 & 63);
+}
+
+static int64_t next_slot(const Segment *s, int64_t slot) { return slot + 1 == s->slots ? 0 : slot + 1; }
+
+static int64_t time_at(const Segment *s, int64_t slot)
+{
+    int64_t distance = s->times_bytes == 4 ? ((const uint32_t *)s->times)[slot]
+                                           : ((const int64_t *)s->times)[slot];
+    return s->time_base_ms + distance;
+}
+
+static int holds(const Segment *s, uint64_t high, uint64_t low, int64_t at_ms, int64_t horizon_ms)
+{
+    if ((*filter_word(s, high) & filter_bits(low)) != filter_bits(low))
+        return 0;
+    for (int64_t slot = (int64_t)scaled(high >> 32, s->slots); s->high[slot];
+         slot = next_slot(s, slot)) {
+        if (s->high[slot] != high || s->low[slot] != low)
+            continue;
+        int64_t distance_ms = time_at(s, slot) - at_ms;
+        if (distance_ms <= horizon_ms && -distance_ms <= horizon_ms)
+            return 1;
+    }
+    return 0;
+}
+
+static void add_id(Segment *s, uint64_t high, uint64_t low, int64_t time_ms)
+{
+    int64_t slot = (int64_t)scaled(high >> 32, s->slots);
+    while (s->high[slot])
+        slot = next_slot(s, slot);
+    *filter_word(s, high) |= filter_bits(low);
+    s->high[slot] = high;
+    s->low[slot] = low;
+    if (s->times_bytes == 4)
+        ((uint32_t *)s->times)[slot] = (uint32_t)(time_ms - s->time_base_ms);
+    else
+        ((int64_t *)s->times)[slot] = time_ms - s->time_base_ms;
+    s->room--;
+    s->added++;
+    if (time_ms > s->newest_ms)
+        s->newest_ms = time_ms;
+}
+
+/* Asks memory for what an id will be looked up and added at, some ids before it is its turn. */
+static void fetch_ahead(const Segment *segments, int64_t count, uint64_t high)
+{
+    for (int64_t i = 0; i < count; i++)
+        __builtin_prefetch(filter_word(&segments[i], high));
+    if (count) {
+        const Segment *open = &segments[count - 1];
+        int64_t slot = (int64_t)scaled(high >> 32, open->slots);
+        __builtin_prefetch(&open->high[slot]);
+        __builtin_prefetch(&open->low[slot]);
+        __builtin_prefetch((const uint8_t *)open->times + slot * open->times_bytes);
+    }
+}
+
+/* Which ids are new (`admitted`), in order from number `from` on; these are added to the last of
+ * `segments`. Stops before an id that does not fit there. Returns where it stopped. */
+EXPORT int64_t tp_admit(Segment *segments, int64_t segment_count, const uint64_t *words,
+                        const int64_t *times_ms, const int64_t *arrived_ms, int64_t count,
+                        int64_t from, int64_t horizon_ms, uint8_t *admitted)
+{
+    enum { AHEAD = 12 };
+    Segment *open = segment_count ? &segments[segment_count - 1] : 0;
+    for (int64_t i = from; i < count; i++) {
+        /* A high word of 0 marks a free slot. */
+        uint64_t high = words[2 * i] ? words[2 * i] : 1, low = words[2 * i + 1];
+        int known = 0;
+        if (i + AHEAD < count)
+            fetch_ahead(segments, segment_count, words[2 * (i + AHEAD)]);
+        for (int64_t s = 0; s < segment_count && !known; s++)
+            known = holds(&segments[s], high, low, arrived_ms[i], horizon_ms);
+        admitted[i] = !known;
+        if (known)
+            continue;
+        if (!open || !open->room || times_ms[i] < open->earliest_ms
+            || times_ms[i] > open->latest_ms)
+            return i;
+        add_id(open, high, low, times_ms[i]);
+    }
+    return count;
+}
+
 /* ---- CRC-32C, which record batches are protected by ---- */
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -943,6 +1050,7 @@ EXPORT int64_t tp_crc32c(const uint8_t *data, int64_t length)
 }
 #endif
 
+EXPORT int64_t tp_segment_bytes(void) { return sizeof(Segment); }
 EXPORT int64_t tp_record_bytes(void) { return sizeof(Record); }
 EXPORT int64_t tp_event_bytes(void) { return sizeof(Event); }
 EXPORT int64_t tp_name_bytes(void) { return sizeof(Name); }

@@ -83,7 +83,7 @@ class LargeValueBatch(BatchBuilder):
 
     def _build(self) -> Any:
         self.close()
-        if self._buffer is None:
+        if self._pieces:
             count, stamp_ms = self._relative_offset, self._stamp_ms
             summed = _SUMMED.pack(
                 self._attributes, count - 1, stamp_ms, stamp_ms, *self._producer, count

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.core.cells import Totals
 from pipeline.core.dedupe import DedupeWindow
 from pipeline.core.totals import SourceTotals
+from pipeline.native.ids import id_search
 from pipeline.stream.id_journal import IdJournal, IdJournalReader
 from pipeline.stream.journal import Journal, JournalReader, Position
 from pipeline.stream.reader import end_offsets, read_to_end
@@ -76,7 +77,7 @@ async def restore_sources(
     readers: dict[int, IdJournalReader] = {}
     for partition, reader in totals.items():
         await asyncio.sleep(0)  # a large table takes a while, and health and heartbeats go on
-        cells, journal, dedupe = SourceTotals(), Journal(), DedupeWindow(horizon_ms)
+        cells, journal, dedupe = SourceTotals(), Journal(), DedupeWindow(horizon_ms, id_search())
         position = reader.restore(cells, journal)
         tables[partition] = SourceTable(partition, cells, dedupe, position, journal, IdJournal())
         name = f"{topics.ids} partition {partition}"
