@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core import dedupe
-from pipeline.core.dedupe import ENTRY_BYTES, DedupeWindow, encode_ids, event_key
+from pipeline.core.dedupe import ENTRY_BYTES, DedupeWindow, IdSearch, encode_ids, event_key
 from pipeline.core.dedupe_segment import Segment
+from pipeline.native.ids import id_search
 
 HORIZON_MS = 1_000
 START_MS = 1_700_000_000_000
@@ -27,6 +28,21 @@ class Model:
             return False
         times_ms.append(time_ms)
         return True
+
+
+_search: dict[str, IdSearch | None] = {}
+
+
+@pytest.fixture(autouse=True, params=["in Python", "compiled"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test with numpy, and with the library."""
+    if request.param == "compiled":
+        request.getfixturevalue("compiled")
+        monkeypatch.setitem(_search, "compiled", id_search())
+
+
+def new_window() -> DedupeWindow:
+    return DedupeWindow(HORIZON_MS, _search.get("compiled"))
 
 
 def keys_of(start: int, count: int) -> list[bytes]:
@@ -60,7 +76,7 @@ def test_the_window_answers_like_a_dict():
     @settings(max_examples=300, deadline=None)
     @given(st.lists(st.lists(st.tuples(KEYS, TIMES), max_size=12), max_size=12))
     def check(batches: list[list[tuple[bytes, int]]]) -> None:
-        window, model = DedupeWindow(HORIZON_MS), Model()
+        window, model = new_window(), Model()
         for batch in batches:
             expected = [model.admit(key, time_ms) for key, time_ms in batch]
             answer = window.admit([key for key, _ in batch], [time_ms for _, time_ms in batch])
@@ -77,7 +93,7 @@ def test_what_came_elsewhere_before_is_told_by_when_it_came_here_and_survives_a_
     @settings(max_examples=300, deadline=None)
     @given(st.lists(st.lists(step, max_size=8), max_size=20))
     def check(batches: list[list[tuple[bytes, int, int]]]) -> None:
-        window, model, journal = DedupeWindow(HORIZON_MS), Model(), b""
+        window, model, journal = new_window(), Model(), b""
         now_ms = START_MS
         for batch in batches:
             arrived_ms = [now_ms := now_ms + gap_ms for _, gap_ms, _ in batch]
@@ -85,7 +101,7 @@ def test_what_came_elsewhere_before_is_told_by_when_it_came_here_and_survives_a_
             keys = [key for key, _, _ in batch]
             records = list(zip(keys, times_ms, arrived_ms, strict=True))
             expected = [model.admit(*record) for record in records]
-            restarted = DedupeWindow(HORIZON_MS)
+            restarted = new_window()
             restarted.load(journal)
             assert restarted.admit(keys, times_ms, arrived_ms) == expected
             assert window.admit(keys, times_ms, arrived_ms) == expected
@@ -103,7 +119,7 @@ def test_forgetting_never_shows_in_records_of_the_watermark_or_later():
     @settings(max_examples=300, deadline=None)
     @given(st.lists(st.lists(step, max_size=8), max_size=20))
     def check(batches: list[list[tuple[bytes, int]]]) -> None:
-        window, model = DedupeWindow(HORIZON_MS), Model()
+        window, model = new_window(), Model()
         now_ms = START_MS
         for batch in batches:
             times_ms = [now_ms := now_ms + gap_ms for _, gap_ms in batch]
@@ -120,7 +136,7 @@ def test_the_split_of_a_stream_does_not_matter():
     @settings(max_examples=200, deadline=None)
     @given(st.lists(st.tuples(KEYS, TIMES), max_size=40), st.integers(1, 40))
     def check(records: list[tuple[bytes, int]], size: int) -> None:
-        whole, split = DedupeWindow(HORIZON_MS), DedupeWindow(HORIZON_MS)
+        whole, split = new_window(), new_window()
         keys, times_ms = [key for key, _ in records], [time_ms for _, time_ms in records]
         answers: list[bool] = []
         for start in range(0, len(records), size):
@@ -132,7 +148,7 @@ def test_the_split_of_a_stream_does_not_matter():
 
 
 def test_thousands_of_ids_in_real_segments():
-    window = DedupeWindow(HORIZON_MS)
+    window = new_window()
     keys = keys_of(0, 40_000)
     times_ms = [START_MS + number // 100 for number in range(len(keys))]
     for size in (1, 7, 5_000):
@@ -145,7 +161,7 @@ def test_thousands_of_ids_in_real_segments():
 
 
 def test_equal_ids_inside_one_large_batch():
-    window = DedupeWindow(HORIZON_MS)
+    window = new_window()
     keys = keys_of(0, 2_000)
     answer = window.admit(keys + keys[:500], [START_MS] * 2_500)
     assert answer == [True] * 2_000 + [False] * 500
@@ -156,7 +172,7 @@ def test_equal_ids_inside_one_large_batch():
 
 
 def test_the_horizon_is_inclusive_and_looks_both_ways():
-    window = DedupeWindow(HORIZON_MS)
+    window = new_window()
     (key,) = keys_of(0, 1)
     assert window.admit([key], [START_MS]) == [True]
     for time_ms in (START_MS + HORIZON_MS, START_MS - HORIZON_MS, START_MS):
@@ -167,7 +183,7 @@ def test_the_horizon_is_inclusive_and_looks_both_ways():
 
 
 def test_forgetting_frees_the_memory():
-    window = DedupeWindow(HORIZON_MS)
+    window = new_window()
     window.admit(keys_of(0, 10_000), [START_MS] * 10_000)
     assert window.memory_bytes() > 0
     window.forget_before(START_MS + HORIZON_MS)
@@ -177,7 +193,7 @@ def test_forgetting_frees_the_memory():
 
 
 def test_a_slow_stream_stays_bounded_too():
-    window = DedupeWindow(HORIZON_MS)
+    window = new_window()
     for step in range(500):
         time_ms = START_MS + step * 50
         window.admit(keys_of(step, 1), [time_ms])
@@ -186,7 +202,7 @@ def test_a_slow_stream_stays_bounded_too():
 
 
 def test_memory_per_id_at_scale():
-    window = DedupeWindow(HORIZON_MS)
+    window = new_window()
     source = random.Random(1)
     for round_number in range(200):
         raw = source.randbytes(16 * 5_000)
@@ -197,14 +213,14 @@ def test_memory_per_id_at_scale():
 
 
 def test_ids_go_through_bytes_and_loading_twice_changes_nothing():
-    first = DedupeWindow(HORIZON_MS)
+    first = new_window()
     keys = [*keys_of(0, 3_000), bytes(16), bytes(15) + b"\1"]
     times_ms = [START_MS - number for number in range(len(keys))]
     assert all(first.admit(keys, times_ms))
     packed = encode_ids(keys, times_ms)
     assert len(packed) == ENTRY_BYTES * len(keys)
     assert packed[:24] == keys[0] + times_ms[0].to_bytes(8, "little", signed=True)
-    second = DedupeWindow(HORIZON_MS)
+    second = new_window()
     for part in (packed[: 24 * 10], packed, packed):
         second.load(part)
     assert len(second) == len(keys)
@@ -216,9 +232,9 @@ def test_ids_go_through_bytes_and_loading_twice_changes_nothing():
 def test_keys_and_times_must_match_in_number():
     for count in (2, 200):
         with pytest.raises(ValueError, match="times"):
-            DedupeWindow(HORIZON_MS).admit(keys_of(0, count), [START_MS])
+            new_window().admit(keys_of(0, count), [START_MS])
         with pytest.raises(ValueError, match="times"):
-            DedupeWindow(HORIZON_MS).admit(keys_of(0, 1), [START_MS], [START_MS] * count)
+            new_window().admit(keys_of(0, 1), [START_MS], [START_MS] * count)
 
 
 def test_a_full_segment_still_answers():

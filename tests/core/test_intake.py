@@ -6,19 +6,23 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core import intake
 from pipeline.core.book import builtin_book
-from pipeline.core.dedupe import DedupeWindow, event_key
+from pipeline.core.dedupe import ENTRY_BYTES, KEY_BYTES, DedupeWindow, event_key
 from pipeline.core.event_codec import TimeLimits
+from pipeline.core.events import PricedEvent
 from pipeline.core.home import home_partition
 from pipeline.core.intake import Intake, Taken
 from pipeline.core.prices import PriceVersion
 from pipeline.core.rates import RateLog
 from pipeline.core.totals import SourceTotals
+from pipeline.native.ids import id_search
+from pipeline.native.slice import usual_reader
 
 PARTITION, PARTITIONS = 1, 3
 NOW_MS = 1_763_800_000_000
@@ -51,23 +55,48 @@ def body(event_id: str, port_id: str = HOME_PORTS[0], age_ms: int = 0, **more: A
     return json.dumps(fields | model | more).encode()
 
 
+_read_row = msgspec.msgpack.Decoder(PricedEvent).decode
+
+
+@pytest.fixture(autouse=True, params=["in Python", "compiled"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test with every record taken by itself, and with usual ones taken by the library."""
+    if request.param == "compiled":
+        request.getfixturevalue("compiled")
+        monkeypatch.setattr(intake, "FEW_RECORDS", 0)
+    monkeypatch.setattr(Partition, "is_compiled", request.param == "compiled")
+
+
 class Partition:
-    """An intake with its memory; ``taken`` adds up."""
+    """An intake with its memory; ``taken`` and ``rows`` add up."""
+
+    is_compiled = False
 
     def __init__(self) -> None:
         self.totals, self.taken = SourceTotals(), Taken()
-        self.dedupe = DedupeWindow(9 * DAY_MS)
-        self.intake = Intake(PARTITION, PARTITIONS, self.totals, self.dedupe)
+        usual = usual_reader(PARTITION, PARTITIONS) if self.is_compiled else None
+        self.dedupe = DedupeWindow(9 * DAY_MS, id_search() if self.is_compiled else None)
+        self.intake = Intake(PARTITION, PARTITIONS, self.totals, self.dedupe, usual)
+        self.rows: list[PricedEvent] = []
 
     def take(self, *records: Record) -> Taken:
-        self.intake.take(records, PRICES, LIMITS, self.taken)
+        rows = self.intake.take(records, PRICES, LIMITS, self.taken)
+        found = [_read_row(rows.cut(n, n + 1)) for n in range(len(rows))]
+        assert [row.source_offset for row in found] == rows.offsets.tolist()
+        self.rows += found
         return self.taken
+
+    def ids(self) -> list[tuple[bytes, int]]:
+        """The ids to remember, and the time of each."""
+        packed = bytes(self.taken.ids)
+        entries = [packed[at : at + ENTRY_BYTES] for at in range(0, len(packed), ENTRY_BYTES)]
+        return [(one[:KEY_BYTES], int.from_bytes(one[KEY_BYTES:], "little")) for one in entries]
 
     def fates(self) -> dict[int, str]:
         """By offset; fails when a record has two."""
         taken = self.taken
         named = (
-            ("row", [row.source_offset for row in taken.rows]),
+            ("row", [row.source_offset for row in self.rows]),
             ("rejected", [one.record.offset for one in taken.rejected]),
             ("duplicate", taken.duplicates),
             ("forwarded", [one.record.offset for one in taken.forwarded]),
@@ -104,11 +133,12 @@ def test_one_fate_each_in_any_cut(stream: list[bytes | None], cuts: list[int]) -
         parts.take(*records[start:end])
     assert sorted(whole.fates()) == list(range(len(stream)))
     assert whole.fates() == parts.fates()
-    assert whole.taken.rows == parts.taken.rows
-    assert whole.taken.unpriced == sum(row.cost_nano is None for row in whole.taken.rows)
-    accepted = [(row.event_id, row.port_id) for row in whole.taken.rows]
-    assert whole.taken.keys == [event_key(port_id, event_id) for event_id, port_id in accepted]
-    assert whole.taken.times_ms == [row.recorded_at_ms for row in whole.taken.rows]
+    assert whole.rows == parts.rows
+    assert whole.taken.unpriced == sum(row.cost_nano is None for row in whole.rows)
+    accepted = [(row.event_id, row.port_id) for row in whole.rows]
+    assert whole.ids() == [
+        (event_key(row.port_id, row.event_id), row.recorded_at_ms) for row in whole.rows
+    ]
     assert len(set(accepted)) == len(accepted)
     assert {(s, d): amounts for s, d, amounts in whole.totals.cells()} == {
         (s, d): amounts for s, d, amounts in parts.totals.cells()
@@ -118,8 +148,9 @@ def test_one_fate_each_in_any_cut(stream: list[bytes | None], cuts: list[int]) -
 def test_more_ports_than_are_known_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "MAX_PORTS", 2)
     partition, ports = Partition(), [*HOME_PORTS[:4], OTHER_PORTS[0], *HOME_PORTS[2:5]]
-    taken = partition.take(*(Record(n, body(f"é{n}", port)) for n, port in enumerate(ports)))
-    assert taken.keys == [event_key(row.port_id, row.event_id) for row in taken.rows]
+    partition.take(*(Record(n, body(f"é{n}", port)) for n, port in enumerate(ports)))
+    keys = [event_key(row.port_id, row.event_id) for row in partition.rows]
+    assert [key for key, _ in partition.ids()] == keys
     assert partition.fates() == {n: "forwarded" if n == 4 else "row" for n in range(8)}
     assert len(partition.intake._ports) <= 2
 
@@ -170,11 +201,9 @@ def test_the_first_arrival_judges_the_age(
     whence: bytes, age_ms: int, fate: str, recorded_at_ms: int | None
 ) -> None:
     partition = Partition()
-    taken = partition.take(
-        Record(3, body("a", age_ms=age_ms), headers=[("forwarded-from", whence)])
-    )
+    partition.take(Record(3, body("a", age_ms=age_ms), headers=[("forwarded-from", whence)]))
     assert partition.fates() == {3: fate}
-    assert [row.recorded_at_ms for row in taken.rows] == (
+    assert [row.recorded_at_ms for row in partition.rows] == (
         [] if recorded_at_ms is None else [recorded_at_ms]
     )
 
@@ -223,16 +252,16 @@ def test_duplicates_are_told_by_the_time_at_home() -> None:
             Record(2, again, NOW_MS + 4 * DAY_MS, headers=[came]),
         )
         assert partition.fates() == {0: "row", 1: "row", 2: "rejected"}
-        assert partition.taken.rows[1].recorded_at_ms == NOW_MS - 5 * DAY_MS
+        assert partition.rows[1].recorded_at_ms == NOW_MS - 5 * DAY_MS
 
 
 def test_the_time_of_the_original_judges_a_replay() -> None:
     whence = b"0/5/%d" % (NOW_MS - 8 * DAY_MS)
     replay = Record(3, body("a", age_ms=14 * DAY_MS), headers=[("replayed-from", whence)])
     partition = Partition()
-    taken = partition.take(replay, Record(4, body("a", age_ms=DAY_MS)))
+    partition.take(replay, Record(4, body("a", age_ms=DAY_MS)))
     assert partition.fates() == {3: "row", 4: "duplicate"}
-    assert taken.rows[0].recorded_at_ms == NOW_MS - 8 * DAY_MS
+    assert partition.rows[0].recorded_at_ms == NOW_MS - 8 * DAY_MS
 
 
 def test_the_last_forwarding_header_counts() -> None:
@@ -240,8 +269,9 @@ def test_the_last_forwarding_header_counts() -> None:
     headers = [("forwarded-from", b"0/5/1"), ("forwarded-from", day_ago)]
     taken = Partition().take(Record(3, body("a"), headers=headers))
     assert len(taken.rejected) == 1
-    taken = Partition().take(Record(3, body("a", age_ms=DAY_MS), headers=headers))
-    assert taken.rows[0].recorded_at_ms == NOW_MS - DAY_MS
+    partition = Partition()
+    partition.take(Record(3, body("a", age_ms=DAY_MS), headers=headers))
+    assert partition.rows[0].recorded_at_ms == NOW_MS - DAY_MS
 
 
 def test_the_watermark_is_the_latest_kafka_time() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.cells import Totals
-from pipeline.core.dedupe import DedupeWindow, event_key
+from pipeline.core.dedupe import DedupeWindow, encode_ids, event_key
 from pipeline.core.errors import CorruptRecord
 from pipeline.core.events import PricedEvent
 from pipeline.core.totals import SHARDS, SourceTotals
@@ -274,7 +274,9 @@ class Ids:
         self.number += count
         self.remembered |= dict.fromkeys(keys, self.now_ms)
         times_ms = [self.now_ms] * count
-        for key, value in self.journal.records(keys, times_ms, self.now_ms - HORIZON_MS):
+        for key, value in self.journal.records(
+            encode_ids(keys, times_ms), self.now_ms - HORIZON_MS
+        ):
             self.log.append((self.offset, key, value))
             self.offset += 1
 

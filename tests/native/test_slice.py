@@ -1,0 +1,305 @@
+"""Slices with the compiled library and without: the same rows, fates, ids and cells."""
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.core import intake
+from pipeline.core.book import builtin_book
+from pipeline.core.dedupe import DedupeWindow
+from pipeline.core.event_codec import TimeLimits
+from pipeline.core.event_fields import COUNTERS, FIELDS, FLAGS, MAX_COUNT, OPTIONAL_TEXTS
+from pipeline.core.events import PricedEvent
+from pipeline.core.home import home_partition
+from pipeline.core.intake import Intake, Taken
+from pipeline.core.prices import PriceVersion
+from pipeline.core.rates import RateLog
+from pipeline.core.rows import Rows
+from pipeline.core.totals import SourceTotals
+from pipeline.native import slice as native_slice
+from pipeline.native.ids import id_search
+from pipeline.native.slice import usual_reader
+from producers.simulator import simulate
+
+pytestmark = pytest.mark.usefixtures("compiled", "every_slice")
+
+PARTITION, PARTITIONS = 1, 3
+NOW_MS = 1_763_800_000_000
+DAY_MS = 86_400_000
+LIMITS = TimeLimits.of(7, 300)
+HOME = [p for p in map("port-{}".format, range(40)) if home_partition(p, 3) == PARTITION]
+AWAY = [p for p in map("port-{}".format, range(40)) if home_partition(p, 3) != PARTITION]
+DAY_AGO = datetime.fromtimestamp(NOW_MS / 1000 - 86_400, UTC).isoformat()
+
+
+@pytest.fixture
+def every_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "FEW_RECORDS", 0)
+
+
+def rate(rate_id: str, **more: Any) -> bytes:
+    entry = {"rate_id": rate_id, "effective_from": "2020-01-01T00:00:00Z", "backdated": True}
+    return json.dumps(entry | more).encode()
+
+
+def version() -> PriceVersion:
+    """Prices of every kind that a slice can meet, some of which change in the midst of it."""
+    log = RateLog("USD")
+    million = {"input_tokens": "0.333", "output_tokens": "0.7"}
+    per = {"provider": "own", "currency": "USD", "per_million": million}
+    for offset, value in enumerate(
+        [
+            rate("thirds", model="thirds", **per),
+            rate("factor", provider="own", model="thirds", multiplier="0.333333333"),
+            rate("later", model="later", **(per | {"effective_from": DAY_AGO})),
+            rate("dear", provider="own", model="dear", currency="USD",
+                 per_million={"input_tokens": "99999999999", "output_tokens": "1"}),
+            rate("halves", provider="own", model="halves", currency="USD",
+                 per_million={"input_tokens": "0.0005", "output_tokens": "0.0015"}),
+            rate("part", provider="own", model="part", currency="USD",
+                 per_million={"input_tokens": "1"}),
+            rate("call é", provider="own", model="call", currency="USD",
+                 per_unit={"request": "0.01"}),
+        ]
+    ):  # fmt: skip
+        key = json.loads(value)["rate_id"].encode()
+        assert log.feed(offset, key, value, NOW_MS - 30 * DAY_MS, 60) is None
+    return PriceVersion(log.snapshot(), builtin_book())
+
+
+@dataclass
+class Record:
+    offset: int
+    value: bytes | None
+    timestamp: int = NOW_MS
+    key: bytes | None = b"key"
+    headers: list[tuple[str, bytes]] = field(default_factory=list[tuple[str, bytes]])
+
+
+class Side:
+    """An intake of one of the two ways, and all that it did."""
+
+    def __init__(self, *, is_compiled: bool) -> None:
+        self.totals, self.taken = SourceTotals(), Taken()
+        usual = usual_reader(PARTITION, PARTITIONS) if is_compiled else None
+        self.dedupe = DedupeWindow(9 * DAY_MS, id_search() if is_compiled else None)
+        self.intake = Intake(PARTITION, PARTITIONS, self.totals, self.dedupe, usual)
+        self.prices = version()
+        self.rows: list[tuple[int, bytes]] = []
+        self.changed: list[set[tuple[str, int]]] = []
+
+    def take(self, records: list[Record]) -> None:
+        rows = self.intake.take(records, self.prices, LIMITS, self.taken)
+        for number, offset in enumerate(rows.offsets.tolist()):
+            self.rows.append((offset, bytes(rows.cut(number, number + 1))))
+        self.changed.append({(cell.scope, cell.day) for cell in self.totals.take_changed()})
+
+    def seen(self) -> dict[str, Any]:
+        taken = self.taken
+        return {
+            "rows": self.rows,
+            "rejected": sorted((r.record.offset, r.rejection) for r in taken.rejected),
+            "forwarded": sorted((f.record.offset, f.home, f.headers) for f in taken.forwarded),
+            "duplicates": sorted(taken.duplicates),
+            "ids": bytes(taken.ids),
+            "unpriced": taken.unpriced,
+            "watermark": taken.watermark_ms,
+            "cells": sorted(self.totals.cells()),
+            "changed": self.changed,
+            "unknown": self.intake.unknown_fields.count,
+        }
+
+
+def assert_same(slices: list[list[Record]]) -> Side:
+    """Both ways do the same with ``slices``; returns the compiled one."""
+    plain, compiled = Side(is_compiled=False), Side(is_compiled=True)
+    for records in slices:
+        plain.take(records)
+        compiled.take(records)
+    expected, found = plain.seen(), compiled.seen()
+    for name, what in expected.items():
+        assert found[name] == what, name
+    return compiled
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    at = datetime.fromtimestamp(NOW_MS / 1000 - 1, UTC).isoformat()
+    usual = {"event_id": "e", "occurred_at": at, "port_id": HOME[0], "provider": "openai"}
+    return usual | {"model": "gpt-5", "input_tokens": 1_000, "output_tokens": 30} | fields
+
+
+TEXTS = st.one_of(
+    st.sampled_from(["", "x", "a" * 128, "a" * 129, "b" * 256, "b" * 257, "é", "\x7f"]),
+    st.sampled_from(['a"b', "a\\b", "a\nb"]),
+    st.text(max_size=6),
+)  # fmt: skip
+COUNTS = st.one_of(
+    st.integers(0, 5_000),
+    st.sampled_from([MAX_COUNT, MAX_COUNT + 1, 10**11, 2**63, 2**64]),
+    st.sampled_from([-1, -0.0, 1.0, 1e3, "7", True]),
+)  # fmt: skip
+TIMES = st.one_of(
+    st.integers(NOW_MS - 8 * DAY_MS, NOW_MS + 400_000).map(
+        lambda ms: datetime.fromtimestamp(ms / 1000, UTC).isoformat()
+    ),
+    st.sampled_from([
+        "2025-11-22T08:26:40Z", "2025-11-22T08:26:40.123Z", "2025-11-22T08:26:40.123456Z",
+        "2025-11-22T08:26:40.1Z", "2025-11-22T08:26:40.123456789Z", "2025-11-22t08:26:40z",
+        "2025-11-22T08:26:40+00:00", "2025-11-22T08:26:40.5+00:00", "2025-11-22T09:26:40+01:00",
+        "2025-11-22T08:26:60Z", "2025-11-22T24:00:00Z", "2025-11-31T00:00:00Z", "2025-11-22",
+        "2025-11-22T08:26:40", "2025-11-22T08:26:40.Z", "2025-11-22 08:26:40Z", "",
+        "2025-11-22T08:26:40-00:00", "0000-01-01T00:00:00Z", "2025-02-29T00:00:00Z",
+        "２025-11-22T08:26:40Z", "2025-11-22T08:60:40Z", "2025-13-22T08:26:40Z",
+    ]),
+)  # fmt: skip
+FIELD_VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "event_id": st.one_of(st.sampled_from("abcdefgh"), TEXTS),
+    "occurred_at": TIMES,
+    "port_id": st.one_of(st.sampled_from([*HOME[:3], AWAY[0]]), TEXTS),
+    "provider": st.sampled_from(["openai", "own", "anthropic", "é"]),
+    "model": st.sampled_from(
+        ["gpt-5", "thirds", "later", "dear", "halves", "part", "call", "nobody", "gpt-4o", ""]
+    ),
+    **dict.fromkeys((*OPTIONAL_TEXTS, "feature"), TEXTS),
+    "user_id": st.one_of(st.sampled_from(["u1", "u2", ""]), TEXTS),
+    "kind": st.sampled_from(["llm", "stt", "image", "other", "", "LLM"]),
+    "billing_scope": st.sampled_from(["org", "user", "team"]),
+    **dict.fromkeys(COUNTERS, COUNTS),
+    "input_tokens": st.one_of(st.integers(0, 10**6), st.integers(0, 9), COUNTS),
+    "output_tokens": st.one_of(st.integers(0, 10**6), st.integers(0, 9), COUNTS),
+    **dict.fromkeys(FLAGS, st.sampled_from([True, False, 0, "true"])),
+    "audio_seconds": st.sampled_from([0, 1, 0.5, "1.25", -1]),
+    "reported_cost": st.sampled_from(["0.01", "", "1e3"]),
+    "tags": st.sampled_from([{}, {"a": "b"}, {"a": 1}]),
+    "colour": st.just("red"),
+}
+assert set(FIELDS) <= set(FIELD_VALUES)
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    """Mostly valid; a field or two replaced, null or missing, in another order, with spaces."""
+    fields = body(
+        event_id=draw(FIELD_VALUES["event_id"]),
+        model=draw(FIELD_VALUES["model"]),
+        user_id=draw(st.sampled_from(["u1", "u2", "u3", ""])),
+        provider=draw(st.sampled_from(["openai", "own"])),
+    )
+    for name in draw(st.lists(st.sampled_from(sorted(FIELD_VALUES)), max_size=3)):
+        fields[name] = draw(st.one_of(FIELD_VALUES[name], FIELD_VALUES[name], st.none()))
+    if draw(st.integers(0, 9)) == 0:
+        del fields[draw(st.sampled_from(sorted(fields)))]
+    items = list(fields.items())
+    if draw(st.booleans()):
+        items = draw(st.permutations(items))
+    text = json.dumps(dict(items), ensure_ascii=draw(st.booleans()))
+    if draw(st.integers(0, 3)) == 0:
+        text = json.dumps(dict(items), separators=(",", ":"))
+    if draw(st.integers(0, 19)) == 0:
+        text = draw(st.sampled_from([" \n\t{}\r ", "{}x", "[{}]", "{},"])).replace("{}", text)
+    if draw(st.integers(0, 19)) == 0:
+        text = text[:-1] + ', "event_id": "again"}'
+    return text.encode("utf-8", "surrogatepass")
+
+
+LETTERS = list(b'"\\{}:,0919 \x00\x1f\x7f\x80\xff-.eEtfn')
+VALUES = st.one_of(bodies(), bodies(), bodies(), st.none(), st.binary(max_size=12))
+HEADERS = st.sampled_from(
+    [[], [], [], [("trace", b"1")], [("forwarded-from", b"0/5/%d" % (NOW_MS - 2 * DAY_MS))],
+     [("ce_specversion", b"1.0")]]
+)  # fmt: skip
+STAMPS = st.sampled_from([NOW_MS, NOW_MS, NOW_MS, NOW_MS + DAY_MS, NOW_MS - DAY_MS, -1, 0, 2**62])
+
+
+@settings(max_examples=400)
+@given(st.lists(st.tuples(VALUES, HEADERS, STAMPS), max_size=40), st.lists(st.integers(0, 40)))
+def test_both_ways_do_the_same(
+    stream: list[tuple[bytes | None, list[tuple[str, bytes]], int]], cuts: list[int]
+) -> None:
+    records = [
+        Record(2 * offset, value, stamp_ms, headers=headers)
+        for offset, (value, headers, stamp_ms) in enumerate(stream)
+    ]
+    bounds = sorted({0, len(records), *(min(cut, len(records)) for cut in cuts)})
+    assert_same([records[start:end] for start, end in pairwise(bounds)])
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_bytes_changed_at_random(data: st.DataObject) -> None:
+    whole = json.dumps(body(event_id="a", user_id="u1", kind="llm", self_hosted=False)).encode()
+    records = [Record(0, whole)]
+    for offset in range(1, 20):
+        changed = bytearray(whole)
+        for _ in range(data.draw(st.integers(1, 3))):
+            at = data.draw(st.integers(0, len(changed) - 1))
+            changed[at] = data.draw(
+                st.sampled_from(list(b'"\\{}:,0919 \x00\x1f\x7f\x80\xff-.eEtfn'))
+            )
+        end = data.draw(st.sampled_from([len(changed), len(changed), len(changed) - 1, 1]))
+        records.append(Record(offset, bytes(changed[:end])))
+    assert_same([records])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_traffic_of_every_kind(seed: int) -> None:
+    """What the simulator sends: all fields, CloudEvents, malformed ones, duplicates."""
+    random = Random(seed)
+    end = datetime.fromtimestamp(NOW_MS / 1000, UTC)
+    records = [
+        Record(offset, one.value, NOW_MS, one.key, list(one.headers))
+        for offset, one in enumerate(simulate(seed, 1_500, end))
+    ]
+    slices, at = list[list[Record]](), 0
+    while at < len(records):
+        size = random.choice([1, 7, 40, 400])
+        slices.append(records[at : at + size])
+        at += size
+    compiled = assert_same(slices)
+    assert compiled.rows
+    assert compiled.taken.rejected
+
+
+def test_what_is_usual_is_taken_by_the_library() -> None:
+    reader = usual_reader(PARTITION, PARTITIONS)
+    assert reader is not None
+    more = {"user_id": "u", "organization_id": "o", "group_id": "g", "feature": "chat"}
+    records = [Record(n, json.dumps(body(event_id=str(n), **more)).encode()) for n in range(100)]
+    side = Side(is_compiled=True)
+    side.intake = Intake(PARTITION, PARTITIONS, side.totals, side.dedupe, reader)
+    side.take(records)
+    assert reader.usual.all()
+    assert len(side.rows) == 100
+    # The rows are what a struct is encoded as, and read as.
+    events = [msgspec.msgpack.decode(row, type=PricedEvent) for _, row in side.rows]
+    again = Rows.of(events)
+    assert [row for _, row in side.rows] == [bytes(again.cut(n, n + 1)) for n in range(100)]
+    assert {event.price_status for event in events} == {"priced"}
+
+
+def test_a_slice_has_at_most_so_many_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_slice, "MAX_RECORDS", 3)
+    side = Side(is_compiled=True)
+    with pytest.raises(ValueError, match="at most 3"):
+        side.take([Record(n, None) for n in range(4)])
+
+
+def test_many_groups_and_models_in_one_slice() -> None:
+    """As many as there are records, so that every table is as full as it gets."""
+    records = [
+        Record(n, json.dumps(body(
+            event_id=f"e{n}", user_id=f"user-{n}", organization_id=f"org-{n}", model=f"model-{n}"
+        )).encode())
+        for n in range(native_slice.MAX_RECORDS)
+    ]  # fmt: skip
+    compiled = assert_same([records, records[:10]])
+    assert len(compiled.rows) == len(records)
+    assert len(compiled.taken.duplicates) == 10
