@@ -1,6 +1,7 @@
 """Slices with the compiled library and without: the same rows, fates, ids and cells."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -66,6 +67,9 @@ def version() -> PriceVersion:
                  per_million={"input_tokens": "0.0005", "output_tokens": "0.0015"}),
             rate("part", provider="own", model="part", currency="USD",
                  per_million={"input_tokens": "1"}),
+            rate("rich", provider="own", model="rich", currency="USD",
+                 per_million={name: str(n + 1) for n, name in enumerate(COUNTERS[:-2])},
+                 per_unit={"images": "0.5", "web_searches": "0.25"}),
             rate("call é", provider="own", model="call", currency="USD",
                  per_unit={"request": "0.01"}),
         ]
@@ -208,6 +212,93 @@ def bodies(draw: st.DrawFn) -> bytes:
     if draw(st.integers(0, 19)) == 0:
         text = text[:-1] + ', "event_id": "again"}'
     return text.encode("utf-8", "surrogatepass")
+
+
+def at_us(time_us: int) -> str:
+    """With microseconds, which a float of seconds does not have."""
+    second = datetime.fromtimestamp(time_us // 1_000_000, UTC)
+    return f"{second:%Y-%m-%dT%H:%M:%S}.{time_us % 1_000_000:06}Z"
+
+
+def ms_of(day: str) -> int:
+    return int(datetime.fromisoformat(f"{day}T12:00:00+00:00").timestamp() * 1000)
+
+
+def edges() -> Iterator[tuple[dict[str, Any] | str, int]]:
+    """On both sides of each bound: the fields or the text of an event, and when it came."""
+    for name in ("event_id", "port_id", "provider", "model", "feature"):
+        yield from (({name: "a" * length}, NOW_MS) for length in (0, 1, 127, 128, 129))
+    for name in OPTIONAL_TEXTS:
+        yield from (({name: "a" * length}, NOW_MS) for length in (0, 31, 32, 255, 256, 257))
+    for name in COUNTERS:
+        wholes = {"input_tokens": MAX_COUNT, "output_tokens": MAX_COUNT, "model": "rich"}
+        for count in (0, 1, 127, 128, 2**16, 2**32, MAX_COUNT, MAX_COUNT + 1, -1, 2**64):
+            yield {**wholes, "provider": "own", name: count}, NOW_MS
+            small = {"input_tokens": 9, "output_tokens": 9, "provider": "own", "model": "rich"}
+            yield {**small, name: count}, NOW_MS
+    for tokens in range(12):  # half a nano a token, and a third of 0.333
+        for model in ("halves", "thirds", "part"):
+            price = {"provider": "own", "model": model, "output_tokens": 0}
+            yield {**price, "input_tokens": tokens}, NOW_MS
+            yield {**price, "input_tokens": 0, "output_tokens": tokens}, NOW_MS
+    now_us, day_ago_us = NOW_MS * 1000, NOW_MS * 1000 - 86_400_000_000
+    for limit_us in (now_us - LIMITS.max_age_us, now_us + LIMITS.max_skew_us):
+        for over_us in (-1, 0, 1):
+            yield {"occurred_at": at_us(limit_us + over_us)}, NOW_MS
+    for first, then in ((1, -1), (-1, 1)):  # what priced the first one does not price the other
+        for over_us in (first, then, 0, first):
+            later = {"provider": "own", "model": "later"}
+            yield {**later, "occurred_at": at_us(day_ago_us + over_us)}, NOW_MS
+    for day, came in (
+        ("2024-02-29", "2024-03-01"), ("2023-02-29", "2023-03-01"), ("2100-02-29", "2100-03-01"),
+        ("2000-02-29", "2000-03-01"), ("2024-02-30", "2024-03-01"), ("2025-04-31", "2025-05-01"),
+        ("2025-12-31", "2026-01-01"), ("2025-00-10", "2025-01-11"), ("2025-13-01", "2026-01-02"),
+        ("2025-01-00", "2025-01-01"), ("1970-01-01", "1970-01-02"), ("1969-12-31", "1970-01-02"),
+    ):  # fmt: skip
+        for clock in ("00:00:00", "23:59:59", "23:59:60", "24:00:00", "00:60:00", "12:00:60"):
+            yield {"occurred_at": f"{day}T{clock}Z"}, ms_of(came)
+            yield {"occurred_at": f"{day}T{clock}.999999+00:00"}, ms_of(came)
+    plain = json.dumps(body(user_id="u"))[:-1]
+    for more in (
+        ', "input_tokens": 2}', ', "event_id": "x"}', ', "input_tokens": null}',
+        ', "kind": "llm",}', ', "images": 007}', ', "images": 00}', ', "images": 0}',
+        ', "images": -0}', ', "images": 1.0}',
+        ', "images": 1e1}', ', "images": 10000000001}', ', "images": 1 }', ', "images": }', "} x",
+        ', "session_id": "é"}', ', "session_id": "\x7f"}', ', "session_id": "a\\u0041"}',
+        ', "cache_hit": true}', ', "cache_hit": false}', ', "cache_hit": 1}',
+        ', "cache_hit": True}',
+        ', "self_hosted": true}', ', "estimated": true}', ', "estimated": nul}', ', "tags": {}}',
+        ', "audio_seconds": 0}', ', "reported_cost": "1"}', ', "billing_scope": "user"}', "", ",",
+        ', "service_tier": "flex"}', ', "feature": ""}', ', "unknown": 1}', ', "KIND": "llm"}',
+    ):  # fmt: skip
+        yield plain + more, NOW_MS
+    yield json.dumps(body())[:-1] + ', "user_id": "é"}', NOW_MS
+    yield json.dumps(body())[:-1] + ', "user_id": "\x1f"}', NOW_MS
+
+
+def test_on_both_sides_of_every_bound() -> None:
+    records: list[Record] = []
+    for offset, (what, stamp_ms) in enumerate(edges()):
+        if isinstance(what, dict):
+            at = at_us(stamp_ms * 1000 - 7)
+            what = json.dumps(body(**{"event_id": f"e{offset}", "occurred_at": at, **what}))
+        value = what.replace('"event_id": "e"', f'"event_id": "e{offset}"')
+        records.append(Record(offset, value.encode(), stamp_ms))
+    assert len(records) > 500
+    compiled = assert_same([records])
+    assert len(compiled.rows) > 250
+    assert len(compiled.taken.rejected) > 100
+    assert_same([records[start : start + 7] for start in range(0, len(records), 7)])
+
+
+def test_sums_beyond_64_bits() -> None:
+    dear = {"provider": "own", "model": "dear", "output_tokens": 0}
+    records = [
+        Record(n, json.dumps(body(event_id=str(n), input_tokens=9 * 10**4, **dear)).encode())
+        for n in range(200)
+    ]
+    compiled = assert_same([records])
+    assert max(totals[2] for _, _, totals in compiled.totals.cells()) > 2**63
 
 
 LETTERS = list(b'"\\{}:,0919 \x00\x1f\x7f\x80\xff-.eEtfn')
