@@ -82,14 +82,19 @@ def library() -> Any | None:
     if not LIBRARY.exists():
         return None
     # Its functions hold the interpreter's lock: they take less than waiting for it may.
-    found = ctypes.PyDLL(str(LIBRARY))
+    try:
+        found = ctypes.PyDLL(str(LIBRARY))
+    except OSError as error:
+        raise TallyportError(
+            f"{LIBRARY.name} cannot be loaded ({error}); run `python -m pipeline.native.build`"
+        ) from error
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(found, name)
         function.restype, function.argtypes = result, arguments
     compiled = found.tp_source().decode()
     if compiled != source_digest():
         raise TallyportError(
-            f"{LIBRARY.name} was compiled from another slice.c; "
+            f"{LIBRARY.name} was compiled from another source; "
             "run `python -m pipeline.native.build`"
         )
     laid_out = [

@@ -1,0 +1,107 @@
+"""What is compiled, what not, and what is said of it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import TallyportError
+from pipeline.native import build, library
+from pipeline.native.batches import batch_reader
+from pipeline.native.build import NotCompiled, compile_library
+from pipeline.native.ids import id_search
+from pipeline.native.slice import usual_reader
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Another place for the library, where there is none yet."""
+    place = tmp_path / "libslice.so"
+    monkeypatch.setattr(library, "LIBRARY", place)
+    library.library.cache_clear()
+    yield place  # pyright: ignore
+    library.library.cache_clear()
+
+
+def test_without_a_library_all_is_done_in_python(elsewhere: Path) -> None:
+    assert not elsewhere.exists()
+    assert library.library() is None
+    assert (batch_reader(), id_search(), usual_reader(0, 1)) == (None, None, None)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_library_of_another_source_is_refused(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as other:
+        other.setattr(build, "source_digest", lambda: "another")
+        compile_library(elsewhere)
+    with pytest.raises(TallyportError, match="compiled from another source"):
+        library.library()
+
+
+def test_a_file_that_is_no_library_is_refused(elsewhere: Path) -> None:
+    elsewhere.write_bytes(b"no library")
+    with pytest.raises(TallyportError, match=r"cannot be loaded.*pipeline.native.build"):
+        library.library()
+
+
+@pytest.mark.usefixtures("compiled")
+def test_it_compiles_without_a_warning_and_appears_at_once(tmp_path: Path) -> None:
+    target = tmp_path / "lib.so"
+    compile_library(target, ("-Wall", "-Wextra", "-Wconversion", "-Wno-sign-conversion", "-Werror"))
+    assert [one.name for one in tmp_path.iterdir()] == ["lib.so"]
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "cc --no-such-flag-at-all"])
+def test_a_compiler_that_fails_leaves_nothing_behind(
+    compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    with pytest.raises(NotCompiled, match=compiler.split()[0]):
+        compile_library(tmp_path / "lib.so")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_compiler_it_is_said_and_no_error(tmp_path: Path) -> None:
+    place = tmp_path / "libslice.so"
+    place.write_bytes(b"of an older source")
+    code = (
+        "import sys; from pathlib import Path; from pipeline.native import build; "
+        "build.LIBRARY = Path(sys.argv[1]); build.main()"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(place)],
+        env={"PATH": "/nowhere"}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0
+    assert "not compiled" in ran.stderr
+    assert "no C compiler" in ran.stderr
+    assert not place.exists()
+
+
+@pytest.mark.usefixtures("compiled")
+def test_no_memory_is_touched_that_is_not_its_own(tmp_path: Path) -> None:
+    """The tests of slices, batches and ids once more, with the compiler's sanitizers."""
+    target = tmp_path / "libslice.so"
+    try:
+        compile_library(target, ("-fsanitize=address,undefined", "-fno-sanitize-recover", "-g"))
+    except NotCompiled as error:
+        pytest.skip(f"the compiler has no sanitizers: {error}")
+    runtime = subprocess.run(
+        ["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    code = (
+        "import sys, pytest; from pathlib import Path; from pipeline.native import build, library; "
+        "library.LIBRARY = Path(sys.argv[1]); library.library.cache_clear(); "
+        "sys.exit(pytest.main(['-q', '-x', '-p', 'no:cacheprovider', *sys.argv[2:]]))"
+    )
+    folder = Path(__file__).parent
+    tests = [folder / "test_slice.py", folder / "test_batches.py"]
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(target), *map(str, tests)],
+        env={"PATH": "/usr/bin:/bin", "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"},
+        cwd=folder.parent.parent, capture_output=True, text=True, timeout=380, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
