@@ -7,11 +7,13 @@ transactions, control batches, offsets that were read before.
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
 from aiokafka import codec
 from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 from aiokafka.record.default_records import DefaultRecordBatch
+from aiokafka.structs import ConsumerRecord
 
 from pipeline.native.batches import BatchReader, checksum
 
@@ -22,6 +24,8 @@ _LENGTH_AT, _MAGIC_AT = 8, 16
 _WHOLE: Final = _LENGTH_AT + _LENGTH.size
 _COMPRESSION, _IS_TRANSACTIONAL, _IS_CONTROL = 0x07, 0x10, 0x20
 FORMAT: Final = 2
+_NO_FORMAT: Final = -1
+RUN_RECORDS = 100
 
 
 class Run(NamedTuple):
@@ -37,14 +41,48 @@ def is_raw(data: bytes) -> bool:
 
 
 def _batches(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Where each whole batch begins and ends, and its format; the last may be cut off."""
+    """Where each whole batch begins and ends, and its format; the last may be cut off.
+
+    One that is too short for this format is the last, and of ``_NO_FORMAT``.
+    """
     at = 0
-    while at + _HEADER.size <= len(data):
+    while at + _WHOLE <= len(data):
         end = at + _WHOLE + _LENGTH.unpack_from(data, at + _LENGTH_AT)[0]
         if end > len(data):
             return
+        if end - at < _HEADER.size:
+            yield at, end, _NO_FORMAT
+            return
         yield at, end, data[at + _MAGIC_AT]
         at = end
+
+
+class BatchOfRuns:
+    """A batch of aiokafka's that gives lists of records; all else is its own."""
+
+    def __init__(self, batch: Any) -> None:
+        self._batch = batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batch, name)
+
+    def __next__(self) -> Any:
+        return next(self._batch)
+
+    def __iter__(self) -> Iterator[Run]:
+        records, broken = chain(self._batch), None  # a batch itself can be begun only once
+        while True:
+            run: list[ConsumerRecord] = []
+            try:
+                run.extend(islice(records, RUN_RECORDS))
+            except Exception as error:  # what stands before the record it is about is good
+                broken = error
+            if run:
+                yield Run(run[-1].offset, run)
+            if broken is not None:
+                raise broken
+            if len(run) < RUN_RECORDS:
+                return
 
 
 class RawBatches:
@@ -69,7 +107,10 @@ class RawBatches:
 
 @dataclass
 class RawBatch:
-    """Stands in for aiokafka's ``DefaultRecordBatch``; iterated it gives one ``Run``."""
+    """Stands in for aiokafka's ``DefaultRecordBatch``; iterated it gives one ``Run`` of columns.
+
+    Of a malformed batch aiokafka's own decoder gives what stands before the fault, and its error.
+    """
 
     data: bytes
     reader: BatchReader
@@ -94,8 +135,8 @@ class RawBatch:
     def __iter__(self) -> Iterator[Run]:
         records = self.reader.read(self.data, self._uncompressed())
         if records is None:
-            raise CorruptRecordException(f"the batch at offset {self.base_offset} is malformed")
-        if len(records):
+            yield from BatchOfRuns(DefaultRecordBatch(self.data))
+        elif len(records):
             yield Run(int(records.offsets[-1]), records)
 
     def _uncompressed(self) -> bytes:

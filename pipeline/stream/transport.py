@@ -9,9 +9,9 @@ aborted batch (no record, but the position went on) from a slice that was droppe
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, cast
 
 import aiokafka
@@ -30,14 +30,13 @@ from faust.types.tuples import ConsumerMessage
 from pipeline import record_headers
 from pipeline.core.record_columns import RecordColumns, joined
 from pipeline.native.batches import batch_reader
-from pipeline.stream.raw_batches import RawBatches, Run, is_raw
+from pipeline.stream.raw_batches import BatchOfRuns, RawBatches, Run, is_raw
 from pipeline.stream.reader import out_of_range
 
 record_headers.install()
 
 FETCH_MAX_WAIT_MS = 100
 POLL_S = 0.2
-RUN_RECORDS = 100
 MAX_FETCH_RUNS = 200
 MAX_PARTITION_FETCH_BYTES = 1024 * 1024
 
@@ -177,36 +176,8 @@ class _Runs:
         self._fetched = fetched
         self.has_next = fetched.has_next
 
-    def next_batch(self) -> "_BatchOfRuns":
-        return _BatchOfRuns(self._fetched.next_batch())
-
-
-class _BatchOfRuns:
-    """All else is the batch's own."""
-
-    def __init__(self, batch: Any) -> None:
-        self._batch = batch
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._batch, name)
-
-    def __next__(self) -> Any:
-        return next(self._batch)
-
-    def __iter__(self) -> Iterator[Run]:
-        records, broken = chain(self._batch), None  # a batch itself can be begun only once
-        while True:
-            run: list[ConsumerRecord] = []
-            try:
-                run.extend(islice(records, RUN_RECORDS))
-            except Exception as error:  # what stands before the record it is about is good
-                broken = error
-            if run:
-                yield Run(run[-1].offset, run)
-            if broken is not None:
-                raise broken
-            if len(run) < RUN_RECORDS:
-                return
+    def next_batch(self) -> "BatchOfRuns":
+        return BatchOfRuns(self._fetched.next_batch())
 
 
 class _PlainRecords(record_headers.TolerantRecords):

@@ -4,19 +4,25 @@ from typing import Any
 
 import pytest
 from aiokafka.consumer.fetcher import FetchResult
+from aiokafka.record.util import calc_crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.stream.transport import RUN_RECORDS, _PlainResults  # pyright: ignore
+from pipeline.core.record_columns import RecordColumns
+from pipeline.stream.raw_batches import RUN_RECORDS
+from pipeline.stream.transport import _PlainResults  # pyright: ignore
 from tests.test_record_headers import ODD, TP, BatchBuilder, batch, decoded
 
 Seen = tuple[int, bytes, list[tuple[str, bytes]]]
 
 
-def in_runs(data: bytes, start: int = 0, aborted: Any = ()) -> Any:
-    """The same fetch as the worker's consumer takes it."""
+pytestmark = pytest.mark.usefixtures("compiled")
+
+
+def in_runs(data: bytes, start: int, aborted: Any, columns: str) -> Any:
+    """The same fetch as the worker's consumer takes it, as columns of topic ``columns``."""
     records = decoded(data, start, aborted)
-    results = _PlainResults()
+    results = _PlainResults(columns)
     results[TP] = FetchResult(TP, assignment=None, partition_records=records, backoff=0)
     return records
 
@@ -27,7 +33,7 @@ def told(records: Any, *, runs: bool) -> tuple[list[Seen], int, str]:
     error = ""
     try:
         for one in records:
-            assert not runs or 0 < len(one) <= RUN_RECORDS
+            assert not runs or 0 < len(one) <= RUN_RECORDS or isinstance(one, RecordColumns)
             found += [(r.offset, r.value, list(r.headers)) for r in (one if runs else [one])]
     except Exception as caught:
         error = repr(caught)
@@ -36,7 +42,8 @@ def told(records: Any, *, runs: bool) -> tuple[list[Seen], int, str]:
 
 def same(data: bytes, start: int = 0, aborted: Any = ()) -> tuple[list[Seen], int, str]:
     each = told(decoded(data, start, aborted), runs=False)
-    assert told(in_runs(data, start, aborted), runs=True) == each
+    for columns in ("another", TP.topic):
+        assert told(in_runs(data, start, aborted, columns), runs=True) == each
     return each
 
 
@@ -55,6 +62,7 @@ def test_runs_hold_what_the_records_are(
                         for n in range(size)]  # fmt: skip
         data += batch(records, offset + gap, producer_id=producer_id)
         offset += gap + size
+    start = min(start, offset)  # a fetch brings no batch that ends before where it begins
     if data and drawn.draw(st.booleans()):  # what is damaged is found by its checksum
         at = drawn.draw(st.integers(0, len(data) - 1))
         data = data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :] if at % 3 == 0 else data[:at]
@@ -67,6 +75,30 @@ def test_what_stands_before_an_odd_name_is_handed_over_once(at: int) -> None:
     found, next_offset, error = same(batch(records, 40), 43)
     assert ([offset for offset, _, _ in found], error) == (list(range(43, 49 + RUN_RECORDS)), "")
     assert next_offset == 49 + RUN_RECORDS
+
+
+@pytest.mark.parametrize("length", [-(2**31), -13, -12, -1, 0, 4, 48])
+def test_a_batch_too_short_for_its_header(length: int) -> None:
+    data = bytearray(batch([(b"0", [])], 0, BatchBuilder) + batch([(b"1", [])], 1, BatchBuilder))
+    data[8:12] = length.to_bytes(4, "big", signed=True)
+    same(bytes(data))
+
+
+def test_usual_batches_come_as_columns() -> None:
+    data = batch([(b"0", []), (b"1", [("a", None)])], 0)
+    [columns] = list(in_runs(data, 0, (), TP.topic))
+    assert isinstance(columns, RecordColumns)
+    [records] = list(in_runs(data, 0, (), "another"))
+    assert [r.value for r in columns] == [r.value for r in records]
+
+
+def test_a_malformed_batch_hands_over_what_stands_before_the_fault() -> None:
+    data = bytearray(batch([(b"0", []), (b"1", [])], 40, BatchBuilder))
+    data[-1] = 2  # it has a header, where the batch ends
+    data[17:21] = calc_crc32c(bytes(data[21:])).to_bytes(4, "big")
+    found, next_offset, error = same(bytes(data))
+    assert ([value for _, value, _ in found], next_offset) == ([b"0"], 41)
+    assert "usage.events partition 3 offset 41: " in error
 
 
 def test_a_damaged_batch_hands_over_those_before_it() -> None:
