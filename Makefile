@@ -10,13 +10,14 @@ BIN := .venv/bin
 VENV := .venv/.made
 PACKAGES := .venv/.packages
 PROJECT := .venv/.project
+COMPILED := .venv/.compiled
 
 .PHONY: help install demo test lint browser unit format chaos sim bench peers lock clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)$$/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-install: $(PROJECT) ## make .venv with the locked packages, and fetch the embedded Kafka
+install: $(COMPILED) ## make .venv with the locked packages, and fetch the embedded Kafka
 	@timeout 600 $(BIN)/python -m pipeline.ops.kafka_jars
 
 $(VENV):
@@ -30,6 +31,11 @@ $(PACKAGES): requirements.lock $(VENV)
 
 $(PROJECT): pyproject.toml $(PACKAGES)
 	timeout 120 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Without a C compiler this says so, and all runs in Python.
+$(COMPILED): pipeline/native/slice.c pipeline/native/build.py $(PROJECT)
+	@timeout 150 $(BIN)/python -m pipeline.native.build
 	@touch $@
 
 demo: install ## the main job in about a minute, audited at the end

@@ -130,6 +130,10 @@ class UsualReader(Protocol):
         """What those add to the cells."""
         ...
 
+    def release(self) -> None:
+        """Lets go of the slice."""
+        ...
+
 
 class _Candidates(NamedTuple):
     """Events that are accepted unless they are duplicates, each with its place in the slice, its
@@ -223,12 +227,15 @@ class Intake:
         taken.unpriced += unpriced
         self._totals.add_sums(usual.sums())
         rows = usual.rows()
-        rest = np.flatnonzero(admitted & ~priced).tolist()
-        if not rest:
+        rest = np.flatnonzero(admitted & ~priced)
+        if not len(rest):
+            usual.release()
             return rows
+        before = np.searchsorted(np.flatnonzero(priced), rest)
+        usual.release()
         known = dict(zip(others.places, others.events, strict=True))
-        events = [known.get(place) or _event_in(records[place]) for place in rest]
-        return rows.merged(self._accept(events, prices, taken))
+        events = [known.get(place) or _event_in(records[place]) for place in rest.tolist()]
+        return rows.merged(self._accept(events, prices, taken), before)
 
     def _admit(
         self, records: RecordColumns, keys: Words, times_ms: Times, is_candidate: Mask, taken: Taken

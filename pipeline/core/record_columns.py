@@ -22,7 +22,8 @@ RECORD: Final = np.dtype(
         )
     ]
 )  # fmt: skip
-"""Where a record's parts stand among the bytes; a length of -1 is null, ``headers`` a count."""
+"""Where a record's parts stand among the bytes, in this order and one record behind the other; a
+length of -1 is null, ``headers`` a count. Offsets rise."""
 _PLACES: Final = ("key_at", "value_at", "headers_at", "end")
 
 
@@ -118,20 +119,25 @@ class RecordColumns(Sequence[Any]):
 
 
 def joined(pieces: Sequence[RecordColumns]) -> RecordColumns:
-    """The records of ``pieces``, one behind the other."""
+    """The records of ``pieces``, one behind the other, with no bytes but theirs."""
+    pieces = [piece for piece in pieces if len(piece)]
     if len(pieces) == 1:
         return pieces[0]
     if any(piece.is_given for piece in pieces):
         raise ValueError("columns of records that are objects are not joined")
-    tables: list[npt.NDArray[Any]] = []
+    tables, parts = list[npt.NDArray[Any]](), list[memoryview]()
     reached = 0
     for piece in pieces:
+        # A piece may be a few records out of many that stand in the same bytes.
+        begin, end = int(piece.table["key_at"][0]), int(piece.table["end"][-1])
         table = piece.table.copy()
         for name in _PLACES:
-            table[name] += reached
+            table[name] += reached - begin
         tables.append(table)
-        reached += len(piece.data)
-    return RecordColumns(b"".join(piece.data for piece in pieces), np.concatenate(tables))
+        parts.append(memoryview(piece.data)[begin:end])
+        reached += end - begin
+    table = np.concatenate(tables) if tables else np.empty(0, RECORD)
+    return RecordColumns(b"".join(parts), table)
 
 
 def _headers(data: bytes, at: int, count: int) -> list[tuple[str, bytes | None]]:

@@ -16,7 +16,7 @@ _encoder: Final = msgspec.msgpack.Encoder()
 
 class Rows:
     """``packed`` are the rows, ``ends`` where each one ends in it, ``offsets`` the source offset
-    of each, in rising order."""
+    of each."""
 
     __slots__ = ("ends", "offsets", "packed")
 
@@ -42,21 +42,16 @@ class Rows:
         """The rows from number ``first`` up to ``last`` (exclusive)."""
         return self.packed[self._starts_at(first) : self._starts_at(last)]
 
-    def merged(self, other: "Rows") -> "Rows":
-        """These and the ``other`` ones, of which there should be fewer, by offset."""
-        if not len(other):
-            return self
-        if not len(self):
-            return other
-        places = np.searchsorted(self.offsets, other.offsets)
+    def merged(self, other: "Rows", before: Ints) -> "Rows":
+        """These with the ``other`` ones among them; ``before`` each of those so many of these."""
         pieces, reached = list[bytes | memoryview](), 0
-        for number, place in enumerate(places.tolist()):
+        for number, place in enumerate(before.tolist()):
             at = self._starts_at(place)
             pieces += self.packed[reached:at], other.cut(number, number + 1)
             reached = at
         pieces.append(self.packed[reached:])
-        lengths = np.insert(_lengths(self), places, _lengths(other))
-        offsets = np.insert(self.offsets, places, other.offsets)
+        lengths = np.insert(_lengths(self), before, _lengths(other))
+        offsets = np.insert(self.offsets, before, other.offsets)
         return Rows(b"".join(pieces), np.cumsum(lengths), offsets)
 
     def _starts_at(self, number: int) -> int:

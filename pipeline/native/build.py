@@ -1,4 +1,4 @@
-"""Compiles ``slice.c`` into a shared library beside it: ``python -m pipeline.native.build``.
+"""Compiles ``slice.c`` to a library beside it: ``python -m pipeline.native.build [--required]``.
 
 The library is plain C behind ``ctypes``: it needs a C compiler (``CC``, or ``cc``), no headers of
 Python, and serves every version of it. Without a compiler there is none, and the worker does all
@@ -51,10 +51,13 @@ def compile_library(target: Path = LIBRARY, more_flags: tuple[str, ...] = ()) ->
 
 
 def main() -> None:
-    """Compiles it; without a compiler says what follows from that, which is no error."""
+    """Compiles it. Without a compiler says what follows from that, which is an error only where
+    the library is ``--required``."""
     try:
         compile_library()
     except NotCompiled as error:
+        if "--required" in sys.argv[1:]:
+            sys.exit(f"not compiled: {error}")
         LIBRARY.unlink(missing_ok=True)
         print(f"not compiled, the worker runs at a third of its speed: {error}", file=sys.stderr)
 

@@ -517,37 +517,41 @@ static int read_varint(Reader *r, int64_t *value)
     return 0;
 }
 
-/* Bytes behind their length; -1 is null where that may be. */
-static int read_bytes(Reader *r, int64_t *at, int64_t *length, int64_t least)
+/* Bytes behind their length. One below 0, where there may be one, is null and becomes -1. */
+static int read_bytes(Reader *r, int64_t *at, int64_t *length, int is_nullable)
 {
-    if (!read_varint(r, length) || *length < least || *length > r->end - r->at)
+    if (!read_varint(r, length) || *length > r->end - r->at || (*length < 0 && !is_nullable))
         return 0;
     *at = r->at - r->data;
-    r->at += *length > 0 ? *length : 0;
+    if (*length < 0)
+        *length = -1;
+    else
+        r->at += *length;
     return 1;
 }
 
 static int read_record(Reader *r, Record *record)
 {
     int64_t at, length, name_at;
-    if (!read_bytes(r, &at, &length, 1))
+    if (!read_bytes(r, &at, &length, 0) || !length)
         return 0;
     Reader inner = {.data = r->data, .at = r->data + at + 1, .end = r->data + at + length};
     if (!read_varint(&inner, &record->stamp_ms) || !read_varint(&inner, &record->offset)
-        || !read_bytes(&inner, &record->key_at, &record->key_length, -1)
-        || !read_bytes(&inner, &record->value_at, &record->value_length, -1)
+        || !read_bytes(&inner, &record->key_at, &record->key_length, 1)
+        || !read_bytes(&inner, &record->value_at, &record->value_length, 1)
         || !read_varint(&inner, &record->headers) || record->headers < 0)
         return 0;
     record->headers_at = inner.at - inner.data;
     for (int64_t i = 0; i < record->headers; i++)
-        if (!read_bytes(&inner, &name_at, &length, 0) || !read_bytes(&inner, &at, &length, -1))
+        if (!read_bytes(&inner, &name_at, &length, 0) || !read_bytes(&inner, &at, &length, 1))
             return 0;
     record->end = inner.at - inner.data;
     return inner.at == inner.end;
 }
 
 /* Finds the `count` records of a batch. `stamp_ms` is the time of all of them, or with
- * `is_create_time` what theirs are added to. Returns 0 unless they fill the `length` bytes. */
+ * `is_create_time` what theirs are added to. Returns 0 unless they fill the `length` bytes, and
+ * their offsets rise: brokers take batches in which they do not. */
 EXPORT int64_t tp_scan(const uint8_t *data, int64_t length, int64_t count, int64_t base_offset,
                        int64_t stamp_ms, int64_t is_create_time, Record *records)
 {
@@ -556,8 +560,13 @@ EXPORT int64_t tp_scan(const uint8_t *data, int64_t length, int64_t count, int64
         Record *record = &records[i];
         if (!read_record(&r, record))
             return 0;
+        if (record->offset < 0 || record->offset > INT32_MAX)
+            return 0;
         record->offset += base_offset;
-        record->stamp_ms = stamp_ms + (is_create_time ? record->stamp_ms : 0);
+        if (i && record->offset <= records[i - 1].offset)
+            return 0;
+        int64_t delta_ms = is_create_time ? record->stamp_ms : 0;
+        record->stamp_ms = (int64_t)((uint64_t)stamp_ms + (uint64_t)delta_ms);
     }
     return r.at == r.end;
 }
@@ -587,7 +596,7 @@ EXPORT void tp_read(const uint8_t *data, const Record *records, int64_t count, c
         int64_t length = records[i].value_length, stamp_ms = records[i].stamp_ms;
         usual[i] = 0;
         if (length < 0 || length > MAX_EVENT_BYTES || records[i].headers || stamp_ms < 0
-            || stamp_ms > MAX_STAMP_MS)
+            || stamp_ms > MAX_STAMP_MS || records[i].value_at > UINT32_MAX - MAX_EVENT_BYTES)
             continue;
         r.at = data + records[i].value_at;
         r.end = r.at + length;

@@ -6,6 +6,7 @@ What it does not take, and whether there is such a library at all, makes no diff
 
 import secrets
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -48,8 +49,31 @@ class _Array:
         self.address: int = self.items.ctypes.data
 
 
+class _Workspace:
+    """Room for the numbers of one slice, for all partitions of this process."""
+
+    def __init__(self, compiled: Any) -> None:
+        self.events = _Array(MAX_RECORDS * compiled.tp_event_bytes() // 8, np.int64)
+        self.keys = _Array((MAX_RECORDS, 2), np.uint64)
+        self.usual = _Array(MAX_RECORDS, np.bool_)
+        self.priced = _Array(MAX_RECORDS, np.bool_)
+        self.model_of = _Array(MAX_RECORDS, np.uint32)
+        self.models = _Array((MAX_RECORDS, len(MODEL)), np.int64)
+        self.costs_nano = _Array(MAX_RECORDS, np.int64)
+        self.ends = _Array(MAX_RECORDS, np.int64)
+        self.shared = _Array((MAX_RECORDS, len(SUM)), np.int64)
+        self.users = _Array((MAX_RECORDS, len(SUM)), np.int64)
+        self.counts = _Array(2, np.int64)
+        self.slots = _Array(2 * MAX_RECORDS, np.uint32)
+        self.names = _Array(MAX_RECORDS * compiled.tp_name_bytes() // 8, np.int64)
+
+
+_workspace = cache(_Workspace)
+
+
 class UsualSlice:
-    """Reads one slice after the other; what it holds is of the last one.
+    """Reads one slice after the other, and has to be done with it before any other one of this
+    process reads the next: they share their memory.
 
     ``usual`` says which records are usual events, ``keys`` are their identities (two words each).
     Not for several threads.
@@ -60,24 +84,17 @@ class UsualSlice:
     def __init__(self, compiled: Any, partition: int, partitions: int) -> None:
         self._compiled = compiled
         self._rules = Rules(partition, partitions)
-        self._events = _Array(MAX_RECORDS * compiled.tp_event_bytes() // 8, np.int64)
-        self._keys = _Array((MAX_RECORDS, 2), np.uint64)
-        self._usual = _Array(MAX_RECORDS, np.bool_)
-        self._priced = _Array(MAX_RECORDS, np.bool_)
-        self._model_of = _Array(MAX_RECORDS, np.uint32)
-        self._models = _Array((MAX_RECORDS, len(MODEL)), np.int64)
-        self._costs_nano = _Array(MAX_RECORDS, np.int64)
-        self._ends = _Array(MAX_RECORDS, np.int64)
-        self._shared = _Array((MAX_RECORDS, len(SUM)), np.int64)
-        self._users = _Array((MAX_RECORDS, len(SUM)), np.int64)
-        self._counts = _Array(2, np.int64)
-        self._slots = _Array(2 * MAX_RECORDS, np.uint32)
-        self._names = _Array(MAX_RECORDS * compiled.tp_name_bytes() // 8, np.int64)
-        self._groups = Groups(self._slots.address, 0, secrets.randbits(64), self._names.address, 0)
+        self._work = work = _workspace(compiled)
+        self._groups = Groups(work.slots.address, 0, secrets.randbits(64), work.names.address, 0)
         self._row_bytes: int = compiled.tp_row_bytes()
-        self._records = RecordColumns.of([])
+        self.release()
         self._prices: PriceVersion | None = None
         self._known_rates: dict[tuple[str, str, str], tuple[_Row, bytes]] = {}
+
+    def release(self) -> None:
+        """Lets go of the slice."""
+        self._records = RecordColumns.of([])
+        self._table = self._records.table
 
     def read(self, records: RecordColumns, limits: TimeLimits) -> None:
         """Reads at most ``MAX_RECORDS`` records."""
@@ -92,17 +109,17 @@ class UsualSlice:
         # As many slots as names at least twice, and a power of two.
         self._groups.mask = (1 << max(count, 1).bit_length() + 1) - 1 & 2 * MAX_RECORDS - 1
         self._compiled.tp_read(
-            records.data, self._table_at, count, self._rules, self._events.address,
-            self._keys.address, self._usual.address,
+            records.data, self._table_at, count, self._rules, self._work.events.address,
+            self._work.keys.address, self._work.usual.address,
         )  # fmt: skip
 
     @property
     def usual(self) -> Mask:
-        return self._usual.items[: len(self._records)]
+        return self._work.usual.items[: len(self._records)]
 
     @property
     def keys(self) -> Words:
-        return self._keys.items[: len(self._records)]
+        return self._work.keys.items[: len(self._records)]
 
     def price(self, admitted: Mask, prices: PriceVersion) -> tuple[Mask, int]:
         """Prices the admitted ones of the usual events.
@@ -110,50 +127,52 @@ class UsualSlice:
         Returns for which of them the price, or that there is none, is certain, and how many have
         none. The others are for ``PriceVersion.price``.
         """
-        count = len(self._records)
-        priced: Mask = self._priced.items[:count]
+        count, work = len(self._records), self._work
+        priced: Mask = work.priced.items[:count]
         np.logical_and(admitted, self.usual, out=priced)
         models = self._compiled.tp_models(
-            self._records.data, self._events.address, self._priced.address, count, self._groups,
-            self._model_of.address, self._models.address,
+            self._records.data, work.events.address, work.priced.address, count, self._groups,
+            work.model_of.address, work.models.address,
         )  # fmt: skip
-        rates, names = self._rates_of(self._models.items[:models].tolist(), prices)
+        rates, names = self._rates_of(work.models.items[:models].tolist(), prices)
         self._rates, self._rate_names = np.array(rates, np.int64), b"".join(names)
         self._longest_name = max(map(len, names), default=0)
         unpriced = self._compiled.tp_price(
-            self._events.address, self._priced.address, count, self._model_of.address,
-            self._rates.ctypes.data, self._costs_nano.address,
+            work.events.address, work.priced.address, count, work.model_of.address,
+            self._rates.ctypes.data, work.costs_nano.address,
         )  # fmt: skip
         return priced, unpriced
 
     def rows(self) -> Rows:
         """The rows of those events, one for each in their order."""
-        count, priced = len(self._records), self._priced.items[: len(self._records)]
+        count, work = len(self._records), self._work
+        priced = work.priced.items[:count]
         most = self._end - self._begin + count * (self._row_bytes + self._longest_name)
         packed = np.empty(most, np.uint8)
         size = self._compiled.tp_rows(
-            self._records.data, self._events.address, self._priced.address, count,
-            self._table_at, self._costs_nano.address, self._model_of.address,
-            self._rates.ctypes.data, self._rate_names, packed.ctypes.data, self._ends.address,
+            self._records.data, work.events.address, work.priced.address, count,
+            self._table_at, work.costs_nano.address, work.model_of.address,
+            self._rates.ctypes.data, self._rate_names, packed.ctypes.data, work.ends.address,
         )  # fmt: skip
-        ends, offsets = self._ends.items[:count], self._records.offsets
+        ends, offsets = work.ends.items[:count], self._records.offsets
         if not priced.all():
             ends, offsets = ends[priced], offsets[priced]
         return Rows(packed[:size].data, ends.copy(), offsets.copy())
 
     def sums(self) -> Sums:
         """What those events add to the cells."""
+        count, work = len(self._records), self._work
         self._compiled.tp_add_up(
-            self._records.data, self._events.address, self._priced.address, len(self._records),
-            self._costs_nano.address, self._model_of.address, self._rates.ctypes.data, self._groups,
-            self._shared.address, self._users.address, self._counts.address,
+            self._records.data, work.events.address, work.priced.address, count,
+            work.costs_nano.address, work.model_of.address, self._rates.ctypes.data,
+            self._groups, work.shared.address, work.users.address, work.counts.address,
         )  # fmt: skip
-        shared, users = self._counts.items.tolist()
+        shared, users = work.counts.items.tolist()
         # A character for each byte, from the first value to the last; the names are all ASCII.
         text = str(memoryview(self._records.data)[self._begin : self._end], "latin-1")
         return Sums(
-            self._named(text, self._shared.items[:shared], 3),
-            self._named(text, self._users.items[:users], 1),
+            self._named(text, work.shared.items[:shared], 3),
+            self._named(text, work.users.items[:users], 1),
         )
 
     def _named(self, text: str, sums: npt.NDArray[Any], names: int) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """What a worker fetches: the records that aiokafka would hand over one by one, in runs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -40,9 +41,11 @@ def told(records: Any, *, runs: bool) -> tuple[list[Seen], int, str]:
     return found, records.next_fetch_offset, error
 
 
-def same(data: bytes, start: int = 0, aborted: Any = ()) -> tuple[list[Seen], int, str]:
+def same(
+    data: bytes, start: int = 0, aborted: Any = (), topics: Sequence[str] = ("another", TP.topic)
+) -> tuple[list[Seen], int, str]:
     each = told(decoded(data, start, aborted), runs=False)
-    for columns in ("another", TP.topic):
+    for columns in topics:
         assert told(in_runs(data, start, aborted, columns), runs=True) == each
     return each
 
@@ -62,10 +65,15 @@ def test_runs_hold_what_the_records_are(
                         for n in range(size)]  # fmt: skip
         data += batch(records, offset + gap, producer_id=producer_id)
         offset += gap + size
-    start = min(start, offset)  # a fetch brings no batch that ends before where it begins
+    # A fetch brings no batch that ends before where it begins.
+    start = min(start, parts[0][0] + parts[0][3] - 1) if parts else 0
     if data and drawn.draw(st.booleans()):  # what is damaged is found by its checksum
         at = drawn.draw(st.integers(0, len(data) - 1))
         data = data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :] if at % 3 == 0 else data[:at]
+        if at % 3 == 0 and any(odd for _, odd, *_ in parts):
+            # Where the checksum does not cover it, an odd name has aiokafka begin anew.
+            same(data, start, [(7, 0)] if aborts else [], ["another"])
+            return
     same(data, start, [(7, 0)] if aborts else [])
 
 
@@ -107,3 +115,14 @@ def test_a_damaged_batch_hands_over_those_before_it() -> None:
     found, next_offset, error = same(bytes(data))
     assert ([value for _, value, _ in found], next_offset) == ([b"0"], 1)
     assert "usage.events partition 3 offset 1: " in error
+
+
+def test_offsets_that_do_not_rise_come_as_records() -> None:
+    """Brokers take such batches. Columns rely on the order; all there is comes, once."""
+    data = bytearray(batch([(b"0", []), (b"1", []), (b"2", [])], 40, BatchBuilder))
+    at = data.index(b"\x02k\x02" + b"2") - 1
+    data[at] = 0  # the third one has the first one's offset
+    data[17:21] = calc_crc32c(bytes(data[21:])).to_bytes(4, "big")
+    found = told(in_runs(bytes(data), 0, (), TP.topic), runs=True)
+    assert found == told(in_runs(bytes(data), 0, (), "another"), runs=True)
+    assert [value for _, value, _ in found[0]] == [b"0", b"1", b"2"]
