@@ -5,10 +5,10 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
+from pipeline.core import intake
 from pipeline.core.blocks import decode_block
 from pipeline.core.errors import CorruptRecord, Refused
 from pipeline.corrections.progress import decode_progress
-from pipeline.core import intake
 from tests.sim.deployment import Deployment
 from tests.sim.oracle import DAY_MS, Judgement, instant_us, read_policies
 from tests.sim.oracle_corrections import Corrected
