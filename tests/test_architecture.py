@@ -28,6 +28,7 @@ IMPURE = {
 LOG = {"pipeline.stream.topics", "pipeline.stream.topic_identity", "pipeline.stream.reader"}
 FORBIDDEN = {
     "pipeline.core": {"pipeline", "producers"},
+    "pipeline.native": {"pipeline", "producers"},
     "pipeline.stream": {"pipeline.ledger", "pipeline.web", "pipeline.ops", "pipeline.cli",
                         "pipeline.audit", "pipeline.corrections", "pipeline.wiring", "producers"},
     "pipeline.ledger": {"pipeline.stream", "pipeline.web", "pipeline.ops", "pipeline.cli",
@@ -46,6 +47,7 @@ FORBIDDEN = {
 }  # fmt: skip
 ALLOWED = {
     "pipeline.core": {"pipeline.core"},
+    "pipeline.native": {"pipeline.core", "pipeline.native"},
     "producers": {"pipeline.core"},
     # Mail knows this machine by the API's rule, and an audit that is due runs as a child process.
     "pipeline.notices": {*LOG, "pipeline.web.loopback", "pipeline.ops.background"},

@@ -12,19 +12,20 @@ from typing import Final
 _STAGES: Final = tuple(
     (name, re.compile(pattern))
     for name, pattern in (
-        ("decode and validate", r"core/(event_|timestamp|json_text|cloudevents)"),
+        ("usual events: read, validate, identify", r"UsualSlice\.read"),
+        ("decode and validate others", r"core/(event_|timestamp|json_text|cloudevents)"),
         ("home partition", r"core/home"),
-        ("dedupe", r"core/dedupe"),
-        ("price", r"core/(prices|tariffs|selection|book)"),
-        ("fold", r"core/totals"),
-        ("rows, fates", r"core/intake"),
-        ("block encode", r"core/blocks|seal\w* \(pipeline/stream/flush"),
+        ("dedupe", r"core/dedupe|native/ids"),
+        ("price", r"core/(prices|tariffs|selection|book)|UsualSlice\.price|_rates_of"),
+        ("fold", r"core/totals|UsualSlice\.(sums|_named)"),
+        ("fates", r"core/intake"),
+        ("rows and blocks", r"core/(blocks|rows)|seal\w* \(pipeline/stream/flush|UsualSlice\.rows"),
         ("journal of totals", r"stream/journal"),
         ("journal of ids", r"stream/id_journal"),
         ("partials, merge, states", r"core/(accounts|budgets|partials|policies|scopes|money)"
          r"|stream/merging|split_partials|_apply_local"),
-        ("produce", r"aiokafka/producer|stream/transaction"),
-        ("fetch", r"aiokafka/consumer|stream/(transport|inbox)"),
+        ("produce", r"aiokafka/producer|stream/(transaction|large_batch)"),
+        ("fetch", r"aiokafka/consumer|stream/(transport|inbox|raw_batches)|record_columns"),
         ("between the stages", r"pipeline/(stream|core)/"),
         ("Kafka connections", r"aiokafka/"),
     )

@@ -24,7 +24,8 @@ from pipeline.core.dedupe_segment import (
 KEY_BYTES: Final = 16
 ENTRY_BYTES: Final = 24
 
-_hasher: Final = blake2b(digest_size=KEY_BYTES, key=b"tallyport event id 1")
+HASH_KEY: Final = b"tallyport event id 1"
+_hasher: Final = blake2b(digest_size=KEY_BYTES, key=HASH_KEY)
 _ENTRY: Final = np.dtype([("high", "<u8"), ("low", "<u8"), ("time_ms", "<i8")])
 
 # A new segment takes a quarter of what is remembered: few to ask, little kept beyond its time.

@@ -18,6 +18,7 @@ from faust.types import TP
 from pipeline.core.errors import TallyportError
 from pipeline.core.partials import PARTIAL_VERSION, Partial, encode_partial
 from pipeline.core.policies import Policy
+from pipeline.native.library import library
 from pipeline.stream.context import StreamContext
 from pipeline.stream.flush_loop import Fetched, FlushLoop
 from pipeline.stream.merging import MergeStage
@@ -132,7 +133,8 @@ class Flow:
         )
         self._flushing, self.flush_loop = self._spawn(loop.run(), "flushes"), loop
         self._correcting = self._read_corrections()
-        log.info("serving source partitions %s and merge partitions %s", sources, homes)
+        way = "in Python: nothing was compiled" if library() is None else "by the compiled library"
+        log.info("serving source partitions %s and merge partitions %s, %s", sources, homes, way)
         self.assigned.set()
 
     async def _take_over(self, sources: list[int], homes: list[int]) -> Takeover | None:

@@ -1,12 +1,25 @@
 """What is compiled, what not, and what is said of it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline.core.blocks import ROW_COLUMNS
+from pipeline.core.dedupe import HASH_KEY
 from pipeline.core.errors import TallyportError
+from pipeline.core.event_codec import MAX_EVENT_BYTES
+from pipeline.core.event_fields import (
+    BILLING_SCOPES,
+    FIELDS,
+    KINDS,
+    MAX_COUNT,
+    MAX_FEATURE_CHARS,
+    MAX_ID_CHARS,
+    MAX_TEXT_CHARS,
+)
 from pipeline.native import build, library
 from pipeline.native.batches import batch_reader
 from pipeline.native.build import NotCompiled, compile_library
@@ -105,3 +118,18 @@ def test_no_memory_is_touched_that_is_not_its_own(tmp_path: Path) -> None:
         cwd=folder.parent.parent, capture_output=True, text=True, timeout=380, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+
+
+def test_the_library_knows_every_field() -> None:
+    """A field that is new in an event has to be in its table, or among those it leaves."""
+    source = build.SOURCE.read_text("utf-8")
+    known = re.findall(r'NAMED\("(\w+)"\)', source)
+    assert sorted([*known, "audio_seconds", "reported_cost", "tags"]) == sorted(FIELDS)
+    assert f"ROW_FIELDS = {len(ROW_COLUMNS)} " in source
+    assert f'HASH_KEY[] = "{HASH_KEY.decode()}"' in source
+    bounds = f"MAX_ID = {MAX_ID_CHARS}, MAX_TEXT = {MAX_TEXT_CHARS}, MAX_EVENT_BYTES = 64 * 1024"
+    assert bounds in source
+    assert (MAX_FEATURE_CHARS, MAX_EVENT_BYTES) == (MAX_ID_CHARS, 64 * 1024)
+    assert f"MAX_COUNT = {MAX_COUNT};" in source
+    for choices in (KINDS, BILLING_SCOPES):
+        assert "{" + ", ".join(f'"{one}"' for one in choices) + "}" in source
