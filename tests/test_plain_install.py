@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.native import build
 from tests.producers.api_stand_in import KEY, ApiStandIn
 from tests.producers.states import beat, record, state
 
@@ -93,7 +94,9 @@ def test_everything_that_belongs_to_it_is_in_the_wheel(wheel: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert packed == here
-    own = {".py", ".json", ".sql", ".sha256"}
+    own = {".py", ".json", ".sql", ".sha256", ".c"}
+    if build.LIBRARY.exists():
+        own.add(build.LIBRARY.suffix)
     page = {".html", ".css", ".js", ".svg"}
     assert {Path(name).suffix for name in packed} == own | page
 

@@ -76,7 +76,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
             raise TallyportError("the connection was given up by its own client") from error
         raise KeyboardInterrupt from error
     except Exception as error:
-        known = _server_trouble(error)
+        known = server_trouble(error)
         if known is None:
             raise
         raise TallyportError(known) from error
@@ -99,7 +99,7 @@ async def _cancellable(work: Coroutine[Any, Any, T], told: list[int]) -> T:
             loop.remove_signal_handler(number)
 
 
-def _server_trouble(error: BaseException) -> str | None:
+def server_trouble(error: BaseException) -> str | None:
     """A line for the errors of the Kafka and ClickHouse clients, found without importing them."""
     module = type(error).__module__
     text = " ".join(str(error).split())[:300]

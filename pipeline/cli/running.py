@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.context import run_async, settings
+from pipeline.cli.context import run_async, server_trouble, settings
 from pipeline.cli.output import as_json
 from pipeline.freed_memory import keep_freed_memory
 
@@ -74,6 +74,7 @@ def sink() -> int:
 
 async def _run_sink(configured: "Settings") -> int:
     from pipeline.corrections.resolver import Resolver
+    from pipeline.kafka import KafkaUnreachable
     from pipeline.ledger.sink import run_sink
     from pipeline.ledger.sink_status import SinkStatus
     from pipeline.web.health import serve_health
@@ -109,6 +110,11 @@ async def _run_sink(configured: "Settings") -> int:
         # A client that closes cancels what waits for it, which is no failure of who is told to end.
         if not stop.is_set():
             raise
+    except Exception as error:
+        # Nor is it one that a server was away for who is told to end while it starts.
+        if not stop.is_set() or not (isinstance(error, KafkaUnreachable) or server_trouble(error)):
+            raise
+        log.warning("told to end, and %s", error)
     finally:
         if health is not None:
             health.close()

@@ -154,10 +154,8 @@ class DedupeWindow:
 
     def admit_words(self, words: Words, times_ms: Times, arrived_ms: Times) -> Mask:
         """``admit`` of keys as words, which must be as many as the times."""
-        if self._search is not None:
-            return self._admit_searched(self._search, words, times_ms, arrived_ms, self.horizon_ms)
-        if len(words) > _SMALL_BATCH:
-            return self._admit_batch(words, times_ms, arrived_ms, self.horizon_ms)
+        if self._search is not None or len(words) > _SMALL_BATCH:
+            return self._admit_all(words, times_ms, arrived_ms, self.horizon_ms)
         pairs = zip(words.tolist(), times_ms.tolist(), arrived_ms.tolist(), strict=True)
         return np.array(
             [
@@ -175,10 +173,7 @@ class DedupeWindow:
             words = np.stack((chunk["high"], chunk["low"]), axis=1)
             times = chunk["time_ms"].astype(np.int64)
             # All of them were accepted, however near to each other their times may be.
-            if self._search is not None:
-                self._admit_searched(self._search, words, times, times, 0)
-            else:
-                self._admit_batch(words, times, times, 0)
+            self._admit_all(words, times, times, 0)
 
     def forget_before(self, committed_watermark_ms: int) -> None:
         """Drop ids that no record of that Kafka time or later can be a duplicate of.
@@ -191,6 +186,11 @@ class DedupeWindow:
         self._watermark_ms = committed_watermark_ms
         if self._opened_at_watermark_ms is None:
             self._opened_at_watermark_ms = committed_watermark_ms
+
+    def _admit_all(self, words: Words, times_ms: Times, arrived_ms: Times, horizon_ms: int) -> Mask:
+        if self._search is None:
+            return self._admit_batch(words, times_ms, arrived_ms, horizon_ms)
+        return self._admit_searched(self._search, words, times_ms, arrived_ms, horizon_ms)
 
     def _admit_searched(
         self,

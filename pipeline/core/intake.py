@@ -216,7 +216,7 @@ class Intake:
         keys, times_ms, is_candidate = usual.keys, records.stamps_ms, usual.usual
         taken.watermark_ms = max(taken.watermark_ms, int(times_ms.max()))
         places = np.flatnonzero(~is_candidate).tolist()
-        others = self._candidates([records[place] for place in places], places, limits, taken)
+        others = self._candidates(records.at(places), places, limits, taken)
         if others.places:
             keys[others.places] = as_words(_keys(others))
             times_ms, is_candidate = times_ms.copy(), is_candidate.copy()
@@ -234,7 +234,11 @@ class Intake:
         before = np.searchsorted(np.flatnonzero(priced), rest)
         usual.release()
         known = dict(zip(others.places, others.events, strict=True))
-        events = [known.get(place) or _event_in(records[place]) for place in rest.tolist()]
+        left = rest.tolist()
+        events = [
+            known.get(place) or _event_in(record)
+            for place, record in zip(left, records.at(left), strict=True)
+        ]
         return rows.merged(self._accept(events, prices, taken), before)
 
     def _admit(

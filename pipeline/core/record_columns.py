@@ -104,6 +104,12 @@ class RecordColumns(Sequence[Any]):
             return iter(self._given)
         return (self._record(*row) for row in self.table.tolist())
 
+    def at(self, places: Sequence[int]) -> list[Any]:
+        """The records at these places."""
+        if self._given is not None:
+            return [self._given[place] for place in places]
+        return [self._record(*row) for row in self.table[places].tolist()]
+
     def from_offset(self, first: int) -> "RecordColumns":
         """Those at ``first`` or behind it."""
         return self[int(np.searchsorted(self.offsets, first)) :]

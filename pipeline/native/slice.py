@@ -20,13 +20,16 @@ from pipeline.core.rows import Rows
 from pipeline.core.totals import Sums
 from pipeline.native.library import MODEL, SUM, Groups, Rules, library
 
-MAX_RECORDS: Final = 8_192
-"""Sums over so many events stay within 64 bits."""
+MAX_RECORDS: Final = 4_096
+"""Sums over so many events stay within 64 bits, and where none of them is usual, the others of the
+event loop need not wait for long."""
 _BY_TOKENS, _FIXED = 1, 2
 _STATUSES: Final = ("priced", "free", "unpriced")
 _MOST: Final = 2**62
 _LONGEST_NAME: Final = 4_096
 _NOT_HERE: Final = (0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0)
+
+_NOTHING: Final = RecordColumns.of([])
 
 _Row = tuple[int, ...]
 """The values of ``RATE``."""
@@ -93,8 +96,7 @@ class UsualSlice:
 
     def release(self) -> None:
         """Lets go of the slice."""
-        self._records = RecordColumns.of([])
-        self._table = self._records.table
+        self._records, self._table = _NOTHING, _NOTHING.table
 
     def read(self, records: RecordColumns, limits: TimeLimits) -> None:
         """Reads at most ``MAX_RECORDS`` records."""

@@ -218,7 +218,10 @@ def test_a_connection_that_its_own_client_gave_up_is_one_line() -> None:
 
 GIVEN_UP_SINK = """
 import asyncio, os, signal, sys
+from aiokafka.errors import KafkaConnectionError
 from pipeline.cli import running
+from pipeline.core.errors import CorruptRecord
+from pipeline.kafka import KafkaUnreachable
 from pipeline.ledger import sink
 from pipeline.settings import Settings
 
@@ -226,19 +229,27 @@ async def given_up(configured, stop, *_, **__):
     if sys.argv[1] == "told":
         os.kill(os.getpid(), signal.SIGTERM)
         await stop.wait()
-    raise asyncio.CancelledError
+    raise {
+        "given up": asyncio.CancelledError(),
+        "away": KafkaUnreachable("Kafka cannot be used"),
+        "gone": KafkaConnectionError("gone"),
+        "corrupt": CorruptRecord("usage.priced partition 0 offset 7"),
+    }[sys.argv[2]]
 
 sink.run_sink = given_up
 sys.exit(running.run_async(running._run_sink(Settings())))
 """
 
 
+@pytest.mark.parametrize("what", ["given up", "away", "gone", "corrupt"])
 @pytest.mark.parametrize(("when", "status"), [("told", 0), ("by itself", 1)])
-def test_a_sink_that_is_told_to_end_while_a_client_gives_up_has_ended(
-    when: str, status: int
+def test_a_sink_that_is_told_to_end_while_kafka_goes_away_has_ended(
+    when: str, status: int, what: str
 ) -> None:
+    """A damaged record is an error whenever it is found."""
+    status = 1 if what == "corrupt" else status
     ended = subprocess.run(
-        [sys.executable, "-c", GIVEN_UP_SINK, when],
+        [sys.executable, "-c", GIVEN_UP_SINK, when, what],
         capture_output=True,
         text=True,
         timeout=60,

@@ -182,22 +182,22 @@ def the_hour_matters_for_what_is_late_at_home(patch: pytest.MonkeyPatch) -> None
 
 @mutant
 def duplicates_are_told_by_their_first_arrival(patch: pytest.MonkeyPatch) -> None:
-    admit = dedupe.DedupeWindow.admit
+    admit = dedupe.DedupeWindow.admit_words
     patch.setattr(
         dedupe.DedupeWindow,
-        "admit",
-        lambda self, keys, times_ms, _=None: admit(self, keys, times_ms),
+        "admit_words",
+        lambda self, words, times_ms, _: admit(self, words, times_ms, times_ms),
     )
 
 
 @mutant
 def ids_that_came_near_each_other_are_restored_once(patch: pytest.MonkeyPatch) -> None:
-    batch = dedupe.DedupeWindow._admit_batch
+    admit = dedupe.DedupeWindow._admit_all
 
     def near(self: Any, words: Any, times_ms: Any, arrived_ms: Any, _: int) -> Any:
-        return batch(self, words, times_ms, arrived_ms, self.horizon_ms)
+        return admit(self, words, times_ms, arrived_ms, self.horizon_ms)
 
-    patch.setattr(dedupe.DedupeWindow, "_admit_batch", near)
+    patch.setattr(dedupe.DedupeWindow, "_admit_all", near)
 
 
 @mutant
