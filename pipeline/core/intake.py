@@ -215,7 +215,7 @@ class Intake:
         usual.read(records, limits)
         keys, times_ms, is_candidate = usual.keys, records.stamps_ms, usual.usual
         taken.watermark_ms = max(taken.watermark_ms, int(times_ms.max()))
-        places = np.flatnonzero(~is_candidate).tolist()
+        places = [] if is_candidate.all() else np.flatnonzero(~is_candidate).tolist()
         others = self._candidates(records.at(places), places, limits, taken)
         if others.places:
             keys[others.places] = as_words(_keys(others))
@@ -227,17 +227,16 @@ class Intake:
         taken.unpriced += unpriced
         self._totals.add_sums(usual.sums())
         rows = usual.rows()
-        rest = np.flatnonzero(admitted & ~priced)
-        if not len(rest):
+        rest = [] if priced.all() else np.flatnonzero(admitted & ~priced).tolist()
+        if not rest:
             usual.release()
             return rows
         before = np.searchsorted(np.flatnonzero(priced), rest)
         usual.release()
         known = dict(zip(others.places, others.events, strict=True))
-        left = rest.tolist()
         events = [
             known.get(place) or _event_in(record)
-            for place, record in zip(left, records.at(left), strict=True)
+            for place, record in zip(rest, records.at(rest), strict=True)
         ]
         return rows.merged(self._accept(events, prices, taken), before)
 
@@ -248,14 +247,15 @@ class Intake:
         arrived_ms = records.stamps_ms
         if is_candidate.all():
             admitted = self._dedupe.admit_words(keys, times_ms, arrived_ms)
+            if admitted.all():  # nearly always; indices by a mask take longer than all of this
+                taken.ids += encode_words(keys, times_ms)
+                return admitted
         else:
             admitted = np.zeros(len(keys), np.bool_)
             admitted[is_candidate] = self._dedupe.admit_words(
                 keys[is_candidate], times_ms[is_candidate], arrived_ms[is_candidate]
             )
-        duplicates = records.offsets[is_candidate & ~admitted]
-        if len(duplicates):
-            taken.duplicates += duplicates.tolist()
+        taken.duplicates += records.offsets[is_candidate & ~admitted].tolist()
         taken.ids += encode_words(keys[admitted], times_ms[admitted])
         return admitted
 

@@ -39,9 +39,10 @@ class IdSearch:
             arrived_ms.ctypes.data, len(words), start, horizon_ms, admitted.ctypes.data,
         )  # fmt: skip
         if segments:
-            added, newest_ms = table[-1, [_ADDED, _NEWEST_MS]].tolist()
-            segments[-1].count += added
-            segments[-1].newest_ms = newest_ms
+            # Not by numpy's indices: these let go of the interpreter's lock and wait for it.
+            last = table[-1].tolist()
+            segments[-1].count += last[_ADDED]
+            segments[-1].newest_ms = last[_NEWEST_MS]
         return reached
 
 
