@@ -50,8 +50,9 @@ from pipeline.core.totals import SourceTotals, Sums
 
 MAX_PORTS = 8_192
 """So many ports of a partition are known; with more the memory of them starts afresh."""
-FEW_RECORDS: Final = 12
-"""Fewer are all taken here: a call for all of them has a fixed cost."""
+FEW_RECORDS: Final = 48
+"""Up to so many are all taken here: taking them together has a fixed cost, which is several times
+as high where little else has happened just before as in a loop that does nothing else."""
 
 
 class InputRecord(Protocol):

@@ -39,6 +39,8 @@ FETCH_MAX_WAIT_MS = 100
 POLL_S = 0.2
 MAX_FETCH_RUNS = 200
 MAX_PARTITION_FETCH_BYTES = 1024 * 1024
+COLUMNS_FROM_BYTES = 32 * 1024
+"""Of less than this objects are made sooner than columns, and are handled sooner."""
 
 
 Records = list[ConsumerRecord] | RecordColumns
@@ -201,7 +203,7 @@ class _PlainRecords(record_headers.TolerantRecords):
 
 class _PlainResults(OrderedDict[Any, Any]):
     """The fetcher's results by partition; makes the records of each one plain, and those of
-    topic ``columns`` columns where they can be."""
+    topic ``columns`` columns where they can be and are many."""
 
     def __init__(self, columns: str) -> None:
         super().__init__()
@@ -213,7 +215,8 @@ class _PlainResults(OrderedDict[Any, Any]):
             records: Any = result._partition_records  # pyright: ignore
             records.__class__ = _PlainRecords
             reader, data = self._reader, records._records.data
-            if reader is not None and tp.topic == self._columns and is_raw(data):
+            is_large = tp.topic == self._columns and len(data) >= COLUMNS_FROM_BYTES
+            if reader is not None and is_large and is_raw(data):
                 records._records = RawBatches(data, reader)
             else:
                 records._records = _Runs(records._records)

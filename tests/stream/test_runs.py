@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.record_columns import RecordColumns
+from pipeline.stream import transport
 from pipeline.stream.raw_batches import RUN_RECORDS
 from pipeline.stream.transport import _PlainResults  # pyright: ignore
 from tests.test_record_headers import ODD, TP, BatchBuilder, batch, decoded
@@ -17,7 +18,12 @@ from tests.test_record_headers import ODD, TP, BatchBuilder, batch, decoded
 Seen = tuple[int, bytes, list[tuple[str, bytes]]]
 
 
-pytestmark = pytest.mark.usefixtures("compiled")
+pytestmark = pytest.mark.usefixtures("compiled", "columns_of_any_size")
+
+
+@pytest.fixture
+def columns_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "COLUMNS_FROM_BYTES", 0)
 
 
 def in_runs(data: bytes, start: int, aborted: Any, columns: str) -> Any:
@@ -98,6 +104,14 @@ def test_usual_batches_come_as_columns() -> None:
     assert isinstance(columns, RecordColumns)
     [records] = list(in_runs(data, 0, (), "another"))
     assert [r.value for r in columns] == [r.value for r in records]
+
+
+def test_few_records_come_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = batch([(b"0", []), (b"1", [("a", None)])], 0)
+    for limit_bytes, is_columns in ((len(data), True), (len(data) + 1, False)):
+        monkeypatch.setattr(transport, "COLUMNS_FROM_BYTES", limit_bytes)
+        [records] = list(in_runs(data, 0, (), TP.topic))
+        assert isinstance(records, RecordColumns) == is_columns
 
 
 def test_a_malformed_batch_hands_over_what_stands_before_the_fault() -> None:
