@@ -168,11 +168,11 @@ def test_samples_belong_to_the_innermost_stage() -> None:
     decode = f"{intake};decode_event (pipeline/core/event_codec.py:70)"
     write = f"{main};{loop};Sender.run (aiokafka/producer/sender.py:1);write (asyncio/streams.py:3)"
     other = f"thread (2): watchdog;{intake}"
-    assert stage_of(decode) == "decode and validate"
+    assert stage_of(decode) == "decode and validate others"
     assert stage_of(write) == "produce"
     assert stage_of(f"{main};{loop}") == REST
     found = shares("\n".join((f"{decode} 6", f"{write} 3", f"{main};{loop} 1", f"{other} 90")))
-    assert found == {"decode and validate": 0.6, "produce": 0.3, REST: 0.1}
+    assert found == {"decode and validate others": 0.6, "produce": 0.3, REST: 0.1}
 
 
 def test_bars_have_the_length_of_their_figures() -> None:
