@@ -291,6 +291,21 @@ def test_on_both_sides_of_every_bound() -> None:
     assert_same([records[start : start + 7] for start in range(0, len(records), 7)])
 
 
+def test_the_same_names_on_every_day() -> None:
+    """So many that names meet each other's places in the tables of the library."""
+    records = [
+        Record(n, json.dumps(body(
+            event_id=str(n), user_id=f"u{n % 250}", occurred_at=at_us(
+                NOW_MS * 1000 - n // 250 * 86_400_000_000 // 2 - 7
+            ),
+        )).encode())
+        for n in range(250 * 14)
+    ]  # fmt: skip
+    compiled = assert_same([records])
+    assert len(compiled.rows) == len(records)
+    assert len(compiled.totals) > 250 * 7
+
+
 def test_sums_beyond_64_bits() -> None:
     dear = {"provider": "own", "model": "dear", "output_tokens": 0}
     records = [
