@@ -292,18 +292,21 @@ def test_on_both_sides_of_every_bound() -> None:
 
 
 def test_the_same_names_on_every_day() -> None:
-    """So many that names meet each other's places in the tables of the library."""
-    records = [
-        Record(n, json.dumps(body(
-            event_id=str(n), user_id=f"u{n % 250}", occurred_at=at_us(
-                NOW_MS * 1000 - n // 250 * 86_400_000_000 // 2 - 7
-            ),
-        )).encode())
-        for n in range(250 * 14)
+    """In tables so small that names of different days often meet at one place."""
+    half_day_us = 86_400_000_000 // 2
+    slices = [
+        [
+            Record(n, json.dumps(body(
+                event_id=str(n), user_id=f"u{n // 14}",
+                occurred_at=at_us(NOW_MS * 1000 - n % 14 * half_day_us - 7),
+            )).encode())
+            for n in range(first, first + 14)
+        ]
+        for first in range(0, 14 * 60, 14)
     ]  # fmt: skip
-    compiled = assert_same([records])
-    assert len(compiled.rows) == len(records)
-    assert len(compiled.totals) > 250 * 7
+    compiled = assert_same(slices)
+    assert len(compiled.rows) == 14 * 60
+    assert len(compiled.totals) > 60 * 7
 
 
 def test_sums_beyond_64_bits() -> None:
