@@ -12,7 +12,8 @@ from aiokafka.record.util import calc_crc32c
 from pipeline.core.record_columns import RECORD, RecordColumns
 from pipeline.native.library import library
 
-_HEADER: Final = struct.Struct(">qiibIhiqqqhii")
+HEADER: Final = struct.Struct(">qiibIhiqqqhii")
+"""What a batch begins with, up to the count of its records."""
 _IS_APPEND_TIME: Final = 0x08
 
 
@@ -38,7 +39,7 @@ class BatchReader:
 
     def read(self, batch: bytes, records: bytes) -> RecordColumns | None:
         """Its records, which ``records`` holds uncompressed; None when they are malformed."""
-        header = _HEADER.unpack_from(batch)
+        header = HEADER.unpack_from(batch)
         base_offset, attributes, first_ms, last_ms, count = (
             header[0], header[5], header[7], header[8], header[12],
         )  # fmt: skip

@@ -15,9 +15,8 @@ from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.structs import ConsumerRecord
 
-from pipeline.native.batches import BatchReader, checksum
+from pipeline.native.batches import HEADER, BatchReader, checksum
 
-_HEADER: Final = struct.Struct(">qiibIhiqqqhii")
 _CHECKED_FROM: Final = struct.calcsize(">qiibI")
 _LENGTH: Final = struct.Struct(">i")
 _LENGTH_AT, _MAGIC_AT = 8, 16
@@ -50,7 +49,7 @@ def _batches(data: bytes) -> Iterator[tuple[int, int, int]]:
         end = at + _WHOLE + _LENGTH.unpack_from(data, at + _LENGTH_AT)[0]
         if end > len(data):
             return
-        if end - at < _HEADER.size:
+        if end - at < HEADER.size:
             yield at, end, _NO_FORMAT
             return
         yield at, end, data[at + _MAGIC_AT]
@@ -116,7 +115,7 @@ class RawBatch:
     reader: BatchReader
 
     def __post_init__(self) -> None:
-        header = _HEADER.unpack_from(self.data)
+        header = HEADER.unpack_from(self.data)
         self.base_offset: int = header[0]
         self._crc: int = header[4]
         self._attributes: int = header[5]
@@ -140,7 +139,7 @@ class RawBatch:
             yield Run(int(records.offsets[-1]), records)
 
     def _uncompressed(self) -> bytes:
-        records, kind = self.data[_HEADER.size :], self._attributes & _COMPRESSION
+        records, kind = self.data[HEADER.size :], self._attributes & _COMPRESSION
         if not kind:
             return records
         decode = _DECODERS.get(kind)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
 from random import Random
@@ -29,6 +28,7 @@ from pipeline.native import slice as native_slice
 from pipeline.native.ids import id_search
 from pipeline.native.slice import usual_reader
 from producers.simulator import simulate
+from tests.core.test_intake import Record
 
 pytestmark = pytest.mark.usefixtures("compiled", "every_slice")
 
@@ -77,15 +77,6 @@ def version() -> PriceVersion:
         key = json.loads(value)["rate_id"].encode()
         assert log.feed(offset, key, value, NOW_MS - 30 * DAY_MS, 60) is None
     return PriceVersion(log.snapshot(), builtin_book())
-
-
-@dataclass
-class Record:
-    offset: int
-    value: bytes | None
-    timestamp: int = NOW_MS
-    key: bytes | None = b"key"
-    headers: list[tuple[str, bytes]] = field(default_factory=list[tuple[str, bytes]])
 
 
 class Side:
