@@ -7,6 +7,7 @@ the order in which they came.
 
 from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
+from itertools import chain
 from sys import intern
 
 from pipeline.core.budgets import (
@@ -18,15 +19,15 @@ from pipeline.core.budgets import (
     status_of,
 )
 from pipeline.core.cells import CellValue, DayCells, RestingValue, Totals, at_work, packed, unpacked
-from pipeline.core.outbox import Change, Outbox
+from pipeline.core.errors import InvalidField
+from pipeline.core.outbox import Change, Outbox, Publication, Published, published_in
 from pipeline.core.policies import Policy
 from pipeline.core.scopes import (
     PERIODS,
-    RecordKey,
     cell_scope,
     is_wildcard,
+    key_part,
     parse_key,
-    record_key,
     scope_kind,
     wildcard_of,
 )
@@ -61,102 +62,128 @@ class _Period:
         self.start_day, self.end_day = self.span.start_day, self.span.end_day
 
 
-class _Account:
+class _Judgement:
+    """While ``low`` ≤ used < ``high`` under ``terms``, the status and the hard cap are these."""
+
+    __slots__ = ("hard_cap", "high", "low", "status", "terms")
+
+    def __init__(
+        self, terms: "_Terms | None", low: int, high: int, status: str, hard_cap: int | None
+    ) -> None:
+        self.terms = terms
+        self.low, self.high = low, high
+        self.status = status
+        self.hard_cap = hard_cap
+
+
+_UNJUDGED = _Judgement(None, 0, 0, "", None)
+
+
+class _Terms:
+    """What all accounts under one policy share; a changed policy has new ones.
+
+    Most accounts are judged alike, so the last judgement is tried before another one is made.
+    """
+
+    __slots__ = ("_judged", "amount", "key_end", "period", "policy", "unpriced_column")
+
+    def __init__(self, policy: Policy, period: _Period) -> None:
+        self.policy = policy
+        self.period = period
+        self.key_end = f"|{policy.unit}|{policy.period}"
+        if policy.unit == "tokens":
+            self.amount, self.unpriced_column = _TOKENS, _UNPRICED
+        elif scope_kind(policy.scope) == "user":
+            self.amount, self.unpriced_column = _COST, _UNPRICED
+        else:
+            self.amount, self.unpriced_column = _ORG_COST, _ORG_UNPRICED
+        self._judged = _UNJUDGED
+
+    def judge(self, used: int, now_ms: int) -> _Judgement:
+        """What holds for ``used`` at ``now_ms``, and around it."""
+        judged = self._judged
+        if not judged.low <= used < judged.high or self.policy.extra is not None:
+            judged = self._judged = self._judge(used, now_ms)
+        return judged
+
+    def _judge(self, used: int, now_ms: int) -> _Judgement:
+        policy = self.policy
+        status, hard_cap = status_of(policy, used, now_ms), policy.hard_cap_at(now_ms)
+        hard = _NO_BOUND if hard_cap is None else hard_cap
+        line = policy.soft_line_at(now_ms)
+        soft = hard if line is None else min(line + 1, hard)
+        if status == DISABLED:
+            low, high = -_NO_BOUND, _NO_BOUND
+        elif status == HARD_CAP_EXCEEDED:
+            low, high = hard, _NO_BOUND
+        elif status == SOFT_CAP_EXCEEDED:
+            low, high = soft, hard
+        else:
+            low, high = -_NO_BOUND, soft
+        return _Judgement(self, low, high, status, hard_cap)
+
+
+class _Account(Publication):
     """What one scope used in one period, in one unit, under the policy in force.
 
     ``own``: the policy is the scope's own, or this is the wildcard's record; otherwise the
     account is shown only while ``cells``, the number of cells in the window, is not 0.
-    While ``low`` ≤ used < ``high`` the ``status`` is the one that went out last, by the policy
-    ``judged``, which is ``policy`` unless that has changed since.
+    ``judged`` says between which amounts the status is the one that went out last, and under
+    which terms, which are ``terms`` unless the policy has changed since.
     """
 
-    __slots__ = (
-        "amount",
-        "cells",
-        "hard_cap",
-        "high",
-        "judged",
-        "key",
-        "low",
-        "own",
-        "period",
-        "policy",
-        "scope",
-        "status",
-        "unpriced",
-        "unpriced_column",
-        "used",
-    )
+    __slots__ = ("cells", "judged", "own", "scope", "terms", "unpriced", "used")
 
-    def __init__(self, scope: str, policy: Policy, own: bool, period: _Period) -> None:
+    def __init__(self, scope: str, key: str, terms: _Terms, own: bool) -> None:
+        self.key = key
+        self.published: Published = None
         self.scope = scope
-        self.policy = policy
+        self.terms = terms
         self.own = own
-        self.period = period
-        self.key = intern(record_key(scope, policy.unit, policy.period))
-        if policy.unit == "tokens":
-            self.amount, self.unpriced_column = _TOKENS, _UNPRICED
-        elif scope_kind(scope) == "user":
-            self.amount, self.unpriced_column = _COST, _UNPRICED
-        else:
-            self.amount, self.unpriced_column = _ORG_COST, _ORG_UNPRICED
         self.used = self.unpriced = self.cells = 0
-        self.low = self.high = 0
-        self.judged: Policy | None = None
-        self.status, self.hard_cap = "", None
+        self.judged = _UNJUDGED
 
     @property
     def shown(self) -> bool:
         return self.own or self.cells > 0
 
     def covers(self, day: int) -> bool:
-        return self.period.start_day <= day < self.period.end_day
+        period = self.terms.period
+        return period.start_day <= day < period.end_day
 
     def add(self, totals: Totals, sign: int) -> None:
         """Takes one cell into the window (``sign`` 1), or out of it (−1)."""
-        self.used += sign * totals[self.amount]
-        self.unpriced += sign * totals[self.unpriced_column]
+        terms = self.terms
+        self.used += sign * totals[terms.amount]
+        self.unpriced += sign * totals[terms.unpriced_column]
         self.cells += sign
 
     def clear(self) -> None:
         self.used = self.unpriced = self.cells = 0
 
+    def current(self, now_ms: int) -> State | None:
+        return self.state(now_ms) if self.own or self.cells > 0 else None
+
     def state(self, now_ms: int) -> State:
-        """The state now; its status becomes the one that ``low`` and ``high`` enclose."""
-        policy = self.policy
-        is_known = policy is self.judged and self.low <= self.used < self.high
+        """The state now; its status becomes the one that ``judged`` has."""
+        terms, judged = self.terms, self.judged
+        policy, span = terms.policy, terms.period.span
+        is_known = terms is judged.terms and judged.low <= self.used < judged.high
         if not is_known or policy.extra is not None:
-            self._judge(now_ms)
-        span = self.period.span
+            judged = self.judged = terms.judge(self.used, now_ms)
         return State(
             self.scope,
             policy.unit,
             policy.period,
             span.start_ms,
             span.resets_at_ms,
-            self.status,
+            judged.status,
             self.used,
             policy.soft_cap,
-            self.hard_cap,
+            judged.hard_cap,
             self.unpriced,
             policy.on_stale,
         )
-
-    def _judge(self, now_ms: int) -> None:
-        policy = self.judged = self.policy
-        self.status = status_of(policy, self.used, now_ms)
-        self.hard_cap = policy.hard_cap_at(now_ms)
-        hard = _NO_BOUND if self.hard_cap is None else self.hard_cap
-        line = policy.soft_line_at(now_ms)
-        soft = hard if line is None else min(line + 1, hard)
-        if self.status == DISABLED:
-            self.low, self.high = -_NO_BOUND, _NO_BOUND
-        elif self.status == HARD_CAP_EXCEEDED:
-            self.low, self.high = hard, _NO_BOUND
-        elif self.status == SOFT_CAP_EXCEEDED:
-            self.low, self.high = soft, hard
-        else:
-            self.low, self.high = -_NO_BOUND, soft
 
 
 class Accounts:
@@ -184,10 +211,12 @@ class Accounts:
         self._rest: Iterator[None] = iter(())
         # A scope has an entry if it has a policy of its own, or cells while its kind has a
         # wildcard. The entry holds an account for every budget that applies to the scope.
+        # A wildcard that is homed here has one with its own records.
         self._entries: dict[str, list[_Account]] = {}
-        self._accounts: dict[str, _Account] = {}
+        # What was published under keys that no account has now.
+        self._orphans: dict[str, Publication] = {}
         # scope or wildcard → its policies.
-        self._policies: dict[str, dict[Slot, Policy]] = {}
+        self._policies: dict[str, dict[Slot, _Terms]] = {}
         self._extra_ends: list[tuple[int, str]] = []
         self._outbox = Outbox()
 
@@ -220,15 +249,15 @@ class Accounts:
     @property
     def account_count(self) -> int:
         """How many accounts are kept, shown or not."""
-        return len(self._accounts)
+        return sum(map(len, self._entries.values()))
 
     def policies(self) -> list[Policy]:
         """The policies that are followed here: all wildcards, and those of homed scopes."""
-        return [policy for slots in self._policies.values() for policy in slots.values()]
+        return [terms.policy for slots in self._policies.values() for terms in slots.values()]
 
     def states(self) -> Iterator[State]:
         """The current state of every record."""
-        return (a.state(self._now_ms) for a in list(self._accounts.values()) if a.shown)
+        return (a.state(self._now_ms) for a in list(self._all()) if a.shown)
 
     def apply_cells(self, source: int, values: Iterable[CellValue]) -> None:
         """Takes the cumulative totals of scopes on days as ``source`` knows them.
@@ -256,8 +285,9 @@ class Accounts:
                 continue
             cells[scope] = totals
             for account in entries.get(scope, ()):
-                if account.period.start_day <= day < account.period.end_day:
-                    amount, unpriced = account.amount, account.unpriced_column
+                terms = account.terms
+                if terms.period.start_day <= day < terms.period.end_day:
+                    amount, unpriced = terms.amount, terms.unpriced_column
                     account.used += totals[amount] - old[amount]
                     account.unpriced += totals[unpriced] - old[unpriced]
                     mark(account)
@@ -291,35 +321,41 @@ class Accounts:
         slots = self._policies.setdefault(policy.scope, {})
         slot = (policy.unit, policy.period)
         former = slots.get(slot)
-        if policy == former:
+        if former is not None and policy == former.policy:
             return
-        slots[slot] = policy
+        terms = slots[slot] = _Terms(policy, self._periods[policy.period])
         extra = policy.extra
         if extra is not None and extra.until_ms > self._now_ms:
             heappush(self._extra_ends, (extra.until_ms, policy.key))
         if not wildcard:
-            self._put_own(policy)
+            self._put_own(terms)
         elif former is None:
-            self._put_wildcard(policy)
+            self._put_wildcard(terms)
         else:
             for account in self._under(former):
-                account.policy = policy
-                self._outbox.add_urgent(account.key)
+                account.terms = terms
+                self._outbox.add_urgent(account)
 
     def delete_policy(self, key: str) -> None:
         """Takes the deletion of the policy under the record key ``key``."""
         budget = parse_key(key)
         slots = self._policies.get(budget.scope, {})
-        policy = slots.pop((budget.unit, budget.period), None)
-        if policy is None:
+        slot = (budget.unit, budget.period)
+        terms = slots.pop(slot, None)
+        if terms is None:
             return
         if not slots:
             del self._policies[budget.scope]
-        if not is_wildcard(budget.scope):
-            self._delete_own(budget)
-            return
-        for account in self._under(policy):
-            self._remove_account(account)
+        wildcard = wildcard_of(budget.scope) or ""  # of a wildcard there is none
+        follows = self._policies.get(wildcard, {}).get(slot)
+        for account in self._under(terms):
+            if follows is None:
+                self._remove_account(account)
+            else:
+                account.terms, account.own = follows, False
+                self._outbox.add_urgent(account)
+        if wildcard and not any(budget.scope in cells for cells in self._cells.values()):
+            self._close_idle(budget.scope)
 
     def advance(self, now_ms: int) -> None:
         """Moves time forward and ends the periods and extras that are over at ``now_ms``."""
@@ -357,8 +393,16 @@ class Accounts:
         An equal state is then not due; a record that is no longer wanted gets a tombstone, one
         that cannot be read is replaced. Heartbeats are left out.
         """
-        if not is_heartbeat(key):
-            self._outbox.restore(key, value)
+        if is_heartbeat(key):
+            return
+        published = published_in(key, value)
+        account = self._account_under(key, published)
+        record = account or self._orphans.pop(key, None) or Publication(key)
+        record.published = published
+        if published is not None:
+            self._outbox.add(record)
+        if account is None:
+            self._keep_orphan(record)
 
     def changes(self, limit: int) -> list[Change]:
         """Up to ``limit`` records that are due, to be published in this order.
@@ -367,17 +411,42 @@ class Accounts:
         then changes of what is used, each oldest first; a share of them goes before new periods.
         Empty when nothing is due.
         """
-        return self._outbox.take(limit, self._current)
+        taken = self._outbox.take(limit, self._now_ms)
+        if self._orphans:
+            for key, state in taken:
+                if state is None:
+                    self._orphans.pop(key, None)
+        return taken
 
-    def _current(self, key: str) -> State | None:
-        account = self._accounts.get(key)
-        return account.state(self._now_ms) if account is not None and account.shown else None
+    def _all(self) -> Iterator[_Account]:
+        return chain.from_iterable(self._entries.values())
+
+    def _account(self, scope: str, unit: str, period: str) -> _Account | None:
+        for account in self._entries.get(scope, ()):
+            policy = account.terms.policy
+            if (policy.unit, policy.period) == (unit, period):
+                return account
+        return None
+
+    def _account_under(self, key: str, published: Published) -> _Account | None:
+        try:
+            budget = published if isinstance(published, State) else parse_key(key)
+        except InvalidField:
+            return None
+        return self._account(budget.scope, budget.unit, budget.period)
+
+    def _keep_orphan(self, record: Publication) -> None:
+        if record.published is None:
+            self._outbox.discard(record)
+        else:
+            self._orphans[record.key] = record
 
     def _mark(self, account: _Account) -> None:
-        if account.low <= account.used < account.high:
-            self._outbox.add(account.key)
+        judged = account.judged
+        if judged.low <= account.used < judged.high:
+            self._outbox.add(account)
         else:
-            self._outbox.add_urgent(account.key)
+            self._outbox.add_urgent(account)
 
     def _first_cell(
         self, cells: DayCells, scope: str, day: int, totals: Totals, at_rest: bytes | None = None
@@ -388,92 +457,96 @@ class Accounts:
         cells[scope] = at_rest or packed(totals) or totals if is_over else totals
         entry = self._entries.get(scope)
         if entry is None:
-            if self._policies and wildcard_of(scope) in self._policies:
-                self._open(scope)
+            wildcards = self._policies.get(wildcard_of(scope) or "")
+            if wildcards is not None:  # had it another cell, it would have an entry by now
+                for terms in wildcards.values():
+                    account = self._new_account(scope, terms, own=False)
+                    if account.covers(day):
+                        account.add(totals, 1)
             return
         for account in entry:
             if account.covers(day):
                 appears = not account.shown
                 account.add(totals, 1)
                 if appears:
-                    self._outbox.add_urgent(account.key)
+                    self._outbox.add_urgent(account)
                 else:
                     self._mark(account)
 
-    def _open(self, scope: str) -> list[_Account]:
-        """Makes the entry of a scope, with all that applies to it and all that it used."""
-        own = self._policies.get(scope, {})
+    def _open(self, scope: str) -> None:
+        """Makes the entry of a scope with a policy of its own, with all that applies to it and
+        all that it used."""
+        own = self._policies[scope]
         wildcards = self._policies.get(wildcard_of(scope) or "", {})
         self._entries[scope] = []
-        for slot, policy in (wildcards | own).items():
-            self._open_account(scope, policy, own=slot in own)
-        return self._entries[scope]
+        for slot, terms in (wildcards | own).items():
+            self._open_account(scope, terms, own=slot in own)
 
-    def _open_account(self, scope: str, policy: Policy, *, own: bool) -> None:
-        account = self._new_account(scope, policy, own=own)
-        for cells in self._days(account.period.start_day, account.period.end_day):
+    def _open_account(self, scope: str, terms: _Terms, *, own: bool) -> None:
+        account = self._new_account(scope, terms, own=own)
+        for cells in self._days(terms.period.start_day, terms.period.end_day):
             totals = cells.totals(scope)
             if totals is not None:
                 account.add(totals, 1)
 
-    def _new_account(self, scope: str, policy: Policy, *, own: bool) -> _Account:
+    def _new_account(self, scope: str, terms: _Terms, *, own: bool) -> _Account:
         """An account with nothing in it, in all the indexes."""
-        period = self._periods[policy.period]
-        account = _Account(scope, policy, own, period)
-        self._accounts[account.key] = account
-        if not is_wildcard(scope):
-            self._entries.setdefault(scope, []).append(account)
-        self._outbox.add_urgent(account.key)
+        key = key_part(scope) + terms.key_end
+        account = _Account(scope, key, terms, own)
+        entry = self._entries.get(scope)
+        if entry is None:
+            self._entries[scope] = [account]
+        else:
+            entry.append(account)
+        orphan = self._orphans.pop(key, None) if self._orphans else None
+        if orphan is not None:
+            account.published = orphan.published
+            self._outbox.discard(orphan)
+        self._outbox.add_new(account)
         return account
 
     def _remove_account(self, account: _Account) -> None:
-        del self._accounts[account.key]
-        entry = self._entries.get(account.scope)
-        if entry is not None:
-            entry.remove(account)
-            if not entry:
-                del self._entries[account.scope]
-        self._outbox.add_urgent(account.key)
+        entry = self._entries[account.scope]
+        entry.remove(account)
+        if not entry:
+            del self._entries[account.scope]
+        self._outbox.discard(account)
+        orphan = Publication(account.key, account.published)
+        self._outbox.add_new(orphan)
+        self._keep_orphan(orphan)
 
-    def _under(self, policy: Policy) -> list[_Account]:
-        """The accounts that follow ``policy``: its own record, of a wildcard also its ids'.
+    def _under(self, terms: _Terms) -> list[_Account]:
+        """The accounts that follow a policy: its own record, of a wildcard also its ids'.
 
         Wildcards change so rarely that an index of their ids would only cost memory.
         """
-        if not is_wildcard(policy.scope):
-            account = self._accounts.get(policy.key)
-            return [] if account is None else [account]
-        return [account for account in self._accounts.values() if account.policy is policy]
+        if is_wildcard(terms.policy.scope):
+            return [account for account in self._all() if account.terms is terms]
+        account = self._account_of(terms.policy)
+        return [] if account is None else [account]
 
-    def _put_own(self, policy: Policy) -> None:
-        account = self._accounts.get(policy.key)
+    def _account_of(self, policy: Policy) -> _Account | None:
+        return self._account(policy.scope, policy.unit, policy.period)
+
+    def _put_own(self, terms: _Terms) -> None:
+        scope = terms.policy.scope
+        account = self._account_of(terms.policy)
         if account is not None:
-            account.policy, account.own = policy, True
-            self._outbox.add_urgent(account.key)
-        elif policy.scope in self._entries:
-            self._open_account(policy.scope, policy, own=True)
+            account.terms, account.own = terms, True
+            self._outbox.add_urgent(account)
+        elif scope in self._entries:
+            self._open_account(scope, terms, own=True)
         else:
-            self._open(policy.scope)
+            self._open(scope)
 
-    def _delete_own(self, budget: RecordKey) -> None:
-        account = self._accounts[str(budget)]
-        wildcards = self._policies.get(wildcard_of(budget.scope) or "", {})
-        wildcard = wildcards.get((budget.unit, budget.period))
-        if wildcard is None:
-            self._remove_account(account)
-        else:
-            account.policy, account.own = wildcard, False
-            self._outbox.add_urgent(account.key)
-        if not any(budget.scope in cells for cells in self._cells.values()):
-            self._close_idle(budget.scope)
+    def _put_wildcard(self, terms: _Terms) -> None:
+        if self._homes(terms.policy.scope):
+            self._new_account(terms.policy.scope, terms, own=True)
+        self._open_governed(terms)
 
-    def _put_wildcard(self, policy: Policy) -> None:
-        if self._homes(policy.scope):
-            self._new_account(policy.scope, policy, own=True)
-        self._open_governed(policy)
-
-    def _open_governed(self, policy: Policy) -> None:
+    def _open_governed(self, terms: _Terms) -> None:
         """Makes the accounts under a new wildcard, in one pass over all cells."""
+        policy, period = terms.policy, terms.period
         kind = scope_kind(policy.scope)
         prefixes = (f"{kind}:", f"{kind}=")
         slot = (policy.unit, policy.period)
@@ -484,10 +557,9 @@ class Accounts:
                 if scope in opened or not scope.startswith(prefixes):
                     continue
                 if slot not in self._policies.get(scope, {}):
-                    opened[scope] = self._new_account(scope, policy, own=False)
+                    opened[scope] = self._new_account(scope, terms, own=False)
 
         take(list(self._entries))
-        period = self._periods[policy.period]
         for (day, _), cells in self._cells.items():
             take(cells)
             if period.start_day <= day < period.end_day:
@@ -502,9 +574,9 @@ class Accounts:
 
     def _end_extra(self, key: str) -> None:
         budget = parse_key(key)
-        policy = self._policies.get(budget.scope, {}).get((budget.unit, budget.period))
-        for account in () if policy is None else self._under(policy):
-            self._outbox.add_urgent(account.key)
+        terms = self._policies.get(budget.scope, {}).get((budget.unit, budget.period))
+        for account in () if terms is None else self._under(terms):
+            self._outbox.add_urgent(account)
 
     def _roll_over(self, period: _Period) -> None:
         old_start, old_end = period.start_day, period.end_day
@@ -512,8 +584,8 @@ class Accounts:
         overlaps = period.start_day < old_end
         leaving = list(self._days(old_start, period.start_day)) if overlaps else []
         entering = list(self._days(old_end if overlaps else period.start_day, period.end_day))
-        for account in self._accounts.values():
-            if account.period is not period:
+        for account in self._all():
+            if account.terms.period is not period:
                 continue
             if not overlaps:
                 account.clear()
@@ -528,9 +600,9 @@ class Accounts:
                     account.add(totals, 1)
                     was_used = True
             if was_used:  # by an event that has been waiting for this
-                self._outbox.add_urgent(account.key)
+                self._outbox.add_urgent(account)
             else:
-                self._outbox.add_ended(account.key)
+                self._outbox.add_ended(account)
 
     def _put_to_rest(self) -> Iterator[None]:
         """Packs the cells of days that are over, some at each step: an event may be waiting.

@@ -1,14 +1,18 @@
 """Which records differ from what was last published, and in which order they go out."""
 
 from collections import OrderedDict
-from collections.abc import Callable
-from sys import intern
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from pipeline.core.budgets import State, parse_state
 from pipeline.core.errors import CorruptRecord
+
+UNREADABLE: Final = "unreadable"
+"""Something was published, but it is no state."""
+
+Published = State | str | None
+"""A state, ``UNREADABLE``, or None for nothing or a tombstone."""
 
 
 class Change(NamedTuple):
@@ -18,27 +22,52 @@ class Change(NamedTuple):
     state: State | None
 
 
+class Publication:
+    """What was last ``published`` under one ``key`` of ``budget.state``.
+
+    As such it belongs to no budget, and is due until nothing is published any more.
+    """
+
+    __slots__ = ("key", "published")
+
+    def __init__(self, key: str, published: Published = None) -> None:
+        self.key = key
+        self.published = published
+
+    def current(self, now_ms: int) -> State | None:
+        """The state that belongs there now; None where none does."""
+        return None
+
+
+def published_in(key: str, value: bytes | None) -> Published:
+    """What a record that was read from ``budget.state`` says."""
+    if value is None:
+        return None
+    try:
+        return parse_state(key, value).state
+    except CorruptRecord:
+        return UNREADABLE
+
+
 # While periods are ending, so much of what goes out is kept for what events do meanwhile.
 _CHANGED_SHARE = 4
 
 
 class Outbox:
-    """The keys whose records may have changed: urgent ones, those whose period has ended, and
-    those only ``used`` moved.
+    """The publications that may have changed: urgent ones, those whose period has ended, and those
+    only ``used`` moved.
 
     A period ends for all its records at once, a hundred thousand perhaps: what an event does in
     the same moment does not wait behind them.
 
-    Owns: what was last published under each key. Does not own: the current states, which
-    ``take`` asks for when a record's turn comes.
+    Owns: the order, and what is published. Does not own: the current states, which ``take`` asks
+    each record for when its turn comes.
     """
 
     def __init__(self) -> None:
-        self._urgent: OrderedDict[str, None] = OrderedDict()
-        self._ended: OrderedDict[str, None] = OrderedDict()
-        self._changed: OrderedDict[str, None] = OrderedDict()
-        # None: something was published, but it could not be read.
-        self._published: dict[str, State | None] = {}
+        self._urgent: OrderedDict[Publication, None] = OrderedDict()
+        self._ended: OrderedDict[Publication, None] = OrderedDict()
+        self._changed: OrderedDict[Publication, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._urgent) + len(self._ended) + len(self._changed)
@@ -48,73 +77,62 @@ class Outbox:
         """Whether a record is due of which more than ``used`` may have changed."""
         return bool(self._urgent) or bool(self._ended)
 
-    def add(self, key: str) -> None:
+    def add(self, record: Publication) -> None:
         """Marks a record whose ``used`` changed."""
-        if key not in self._changed and key not in self._ended and key not in self._urgent:
-            self._changed[key] = None
+        if record not in self._changed and record not in self._ended and record not in self._urgent:
+            self._changed[record] = None
 
-    def add_urgent(self, key: str) -> None:
+    def add_new(self, record: Publication) -> None:
+        """Marks a record that nobody has marked yet, and that is urgent."""
+        self._urgent[record] = None
+
+    def add_urgent(self, record: Publication) -> None:
         """Marks a record whose status, policy or existence changed."""
-        if key not in self._urgent:
-            self._ended.pop(key, None)
-            self._changed.pop(key, None)
-            self._urgent[key] = None
+        if record not in self._urgent:
+            self._ended.pop(record, None)
+            self._changed.pop(record, None)
+            self._urgent[record] = None
 
-    def add_ended(self, key: str) -> None:
+    def add_ended(self, record: Publication) -> None:
         """Marks a record whose period has ended."""
-        if key not in self._ended and key not in self._urgent:
-            self._changed.pop(key, None)
-            self._ended[key] = None
+        if record not in self._ended and record not in self._urgent:
+            self._changed.pop(record, None)
+            self._ended[record] = None
 
-    def restore(self, key: str, value: bytes | None) -> None:
-        """Takes what was last published under ``key``; None is a tombstone."""
-        if value is None:
-            self._published.pop(key, None)
-            return
-        try:
-            state = parse_state(key, value).state
-        except CorruptRecord:
-            state = None
-        key = intern(key)  # one string with the account's
-        self._published[key] = state
-        self.add(key)
+    def discard(self, record: Publication) -> None:
+        """Takes all marks away."""
+        for records in (self._urgent, self._ended, self._changed):
+            records.pop(record, None)
 
-    def take(self, limit: int, current: Callable[[str], State | None]) -> list[Change]:
-        """Up to ``limit`` records that differ from what was published; they count as published.
-
-        ``current`` gives the state under a key now, None where none belongs.
-        """
+    def take(self, limit: int, now_ms: int) -> list[Change]:
+        """Up to ``limit`` records that differ from what was published; they count as published."""
         taken: list[Change] = []
-        while self._urgent and len(taken) < limit:
-            key, _ = self._urgent.popitem(last=False)
-            state = current(key)
-            if self._only_used_differs(key, state):
-                self._changed[key] = None
+        urgent, changed = self._urgent, self._changed
+        while urgent and len(taken) < limit:
+            record, _ = urgent.popitem(last=False)
+            state = record.current(now_ms)
+            if _only_used_differs(record.published, state):
+                changed[record] = None
             else:
-                self._publish(key, state, taken)
+                _publish(record, state, taken)
         share = min(limit, len(taken) + limit // _CHANGED_SHARE)
-        for keys, end in ((self._changed, share), (self._ended, limit), (self._changed, limit)):
-            while keys and len(taken) < end:
-                key, _ = keys.popitem(last=False)
-                self._publish(key, current(key), taken)
+        for records, end in ((changed, share), (self._ended, limit), (changed, limit)):
+            while records and len(taken) < end:
+                record, _ = records.popitem(last=False)
+                _publish(record, record.current(now_ms), taken)
         return taken
 
-    def _publish(self, key: str, state: State | None, taken: list[Change]) -> None:
-        if state is None:
-            if key in self._published:
-                del self._published[key]
-                taken.append(Change(key, None))
-        else:
-            if self._published.get(key) != state:
-                taken.append(Change(key, state))
-            # Also where it is equal: after a restart what was read is another object in each part.
-            self._published[key] = state
 
-    def _only_used_differs(self, key: str, state: State | None) -> bool:
-        known = self._published.get(key)
-        if known is None or state is None or known == state:
-            return False
-        same = msgspec.structs.replace(
-            known, used=state.used, unpriced_events=state.unpriced_events
-        )
-        return same == state
+def _publish(record: Publication, state: State | None, taken: list[Change]) -> None:
+    if record.published != state:
+        taken.append(Change(record.key, state))
+    # Also where it is equal: after a restart what was read is another object in each part.
+    record.published = state
+
+
+def _only_used_differs(known: Published, state: State | None) -> bool:
+    if not isinstance(known, State) or state is None or known == state:
+        return False
+    return state == msgspec.structs.replace(
+        known, used=state.used, unpriced_events=state.unpriced_events
+    )

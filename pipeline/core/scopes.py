@@ -108,12 +108,17 @@ def wildcard_of(scope: str) -> str | None:
 
 def record_key(scope: str, unit: str, period: str) -> str:
     """The key of the records of a policy or state."""
+    return f"{key_part(scope)}|{unit}|{period}"
+
+
+def key_part(scope: str) -> str:
+    """``scope`` as it stands in record keys."""
     kind, colon, plain_id = scope.partition(":")
     if colon:
-        return f"{kind}:{plain_id.translate(_SPECIAL)}|{unit}|{period}"
-    if is_star_id(scope):
-        return f"{scope[:-2]}:%2A|{unit}|{period}"
-    return f"{scope}|{unit}|{period}"
+        if ":" in plain_id or "|" in plain_id or "%" in plain_id:
+            return f"{kind}:{plain_id.translate(_SPECIAL)}"
+        return scope
+    return f"{scope[:-2]}:%2A" if is_star_id(scope) else scope
 
 
 def parse_key(key: str | bytes) -> RecordKey:
