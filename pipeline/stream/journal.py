@@ -12,10 +12,8 @@ flush number, the deltas that are younger than the shard of the cell.
 """
 
 import heapq
-from array import array
 from collections import deque
 from collections.abc import Sequence
-from itertools import chain
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -88,13 +86,13 @@ _WIDE = 1 << 63
 _T = TypeVar("_T", _Delta, _Shard)
 
 
-def _pack(cells: Sequence[CellValue]) -> Sequence[_PackedCell]:
-    """The cells with numbers as MessagePack has them, which ends at 64 bits; a sum may not."""
+def _encoded(cells: Sequence[CellValue], *head: object) -> bytes:
+    """The values of ``head`` and the cells; numbers that MessagePack does not have are text."""
     try:
-        array("q", chain.from_iterable(totals for _, _, totals in cells))
+        return _encoder.encode((*head, cells))
     except OverflowError:
-        return [(scope, day, _packed(totals)) for scope, day, totals in cells]
-    return cells
+        wide = [(scope, day, _packed(totals)) for scope, day, totals in cells]
+        return _encoder.encode((*head, wide))
 
 
 def _packed(totals: Totals) -> Sequence[int | str]:
@@ -113,14 +111,14 @@ def delta_record(
     slot: int, position: Position, changed: Sequence[CellValue]
 ) -> tuple[bytes, bytes]:
     """The (key, value) of the delta of one flush."""
-    return b"d|%d" % slot, _encoder.encode((JOURNAL_VERSION, position, _pack(changed)))
+    return b"d|%d" % slot, _encoded(changed, JOURNAL_VERSION, position)
 
 
 def shard_record(
     shard: int, epoch: int, flush: int, cells: Sequence[CellValue]
 ) -> tuple[bytes, bytes]:
     """The (key, value) of a shard as of ``flush``; ``cells`` are all live ones of that class."""
-    return b"s|%d" % shard, _encoder.encode((JOURNAL_VERSION, epoch, flush, _pack(cells)))
+    return b"s|%d" % shard, _encoded(cells, JOURNAL_VERSION, epoch, flush)
 
 
 class Journal:
