@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from pipeline.core.policies import Policy
 
 _HEARTBEAT = "!heartbeat|"
-# Caps are few; what is used is another amount in each state.
-_format_cap = lru_cache(maxsize=1024)(format_nano)
 _MILLION = 1_000_000
 
 
@@ -116,61 +114,69 @@ def state_of(
     )
 
 
-class _WireState(msgspec.Struct, gc=False):
-    """The state as on the wire, in the contract's order."""
+def state_json(state: State, version: int, as_of_ms: int) -> bytes:
+    """The record value of ``state``: the fields of the contract in its order.
 
-    scope: str
-    unit: str
-    period: str
-    period_start: str
-    resets_at: str
-    status: str
-    used: int | str
-    remaining: int | str | None
-    soft_cap: int | str | None
-    hard_cap: int | str | None
-    unpriced_events: int
-    version: int
-    as_of: str
-    on_stale: str
-
-
-def _on_wire(state: State, version: int, as_of_ms: int) -> _WireState:
-    used: int | str = state.used
-    remaining: int | str | None = state.remaining
-    soft_cap: int | str | None = state.soft_cap
-    hard_cap: int | str | None = state.hard_cap
-    if state.unit == "cost":
-        used = format_nano(used)
-        remaining = None if remaining is None else format_nano(remaining)
-        soft_cap = None if soft_cap is None else _format_cap(soft_cap)
-        hard_cap = None if hard_cap is None else _format_cap(hard_cap)
-    return _WireState(
-        format_scope(state.scope),
-        state.unit,
-        state.period,
-        format_boundary(state.period_start_ms),
-        format_boundary(state.resets_at_ms),
-        state.status,
-        used,
-        remaining,
-        soft_cap,
-        hard_cap,
-        state.unpriced_events,
-        version,
-        format_ms(as_of_ms),
-        state.on_stale,
+    Put together from pieces of which most are shared by many states.
+    """
+    is_cost = state.unit == "cost"
+    amount = _nano_json if is_cost else _integer_json
+    used, hard_cap = state.used, state.hard_cap
+    return b"".join(
+        (
+            b'{"scope":',
+            _encode_json(format_scope(state.scope)),
+            _before_used(
+                state.unit, state.period, state.period_start_ms, state.resets_at_ms, state.status
+            ),
+            amount(used),
+            b',"remaining":',
+            b"null" if hard_cap is None else amount(hard_cap - used),
+            _caps(is_cost, state.soft_cap, hard_cap),
+            b"%d" % state.unpriced_events,
+            _after_events(version, as_of_ms, state.on_stale),
+        )
     )
 
 
 def state_fields(state: State, version: int, as_of_ms: int) -> dict[str, Any]:
     """The state as on the wire, in the contract's order."""
-    return msgspec.structs.asdict(_on_wire(state, version, as_of_ms))
+    return _decode_json(state_json(state, version, as_of_ms))
 
 
-def state_json(state: State, version: int, as_of_ms: int) -> bytes:
-    """The record value of ``state``."""
-    return _encode_json(_on_wire(state, version, as_of_ms))
+def _integer_json(number: int) -> bytes:
+    return b"%d" % number
+
+
+def _nano_json(nano: int) -> bytes:
+    return b'"%b"' % format_nano(nano).encode()
+
+
+@lru_cache(maxsize=1024)
+def _before_used(
+    unit: str, period: str, period_start_ms: int, resets_at_ms: int, status: str
+) -> bytes:
+    fields = {
+        "unit": unit,
+        "period": period,
+        "period_start": format_boundary(period_start_ms),
+        "resets_at": format_boundary(resets_at_ms),
+        "status": status,
+    }
+    return b',%b,"used":' % _encode_json(fields)[1:-1]
+
+
+@lru_cache(maxsize=1024)
+def _caps(is_cost: bool, *caps: int | None) -> bytes:
+    amount = _nano_json if is_cost else _integer_json
+    soft, hard = (b"null" if cap is None else amount(cap) for cap in caps)
+    return b',"soft_cap":%b,"hard_cap":%b,"unpriced_events":' % (soft, hard)
+
+
+@lru_cache(maxsize=1024)
+def _after_events(version: int, as_of_ms: int, on_stale: str) -> bytes:
+    fields = {"version": version, "as_of": format_ms(as_of_ms), "on_stale": on_stale}
+    return b",%b" % _encode_json(fields)[1:]
 
 
 def parse_state(key: str | bytes, value: bytes) -> StateRecord:

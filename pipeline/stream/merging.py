@@ -100,7 +100,7 @@ class MergeStage:
         interval_s = STATES_HEARTBEAT_S if has_published else HEARTBEAT_S
         if self._is_marked and now_s - self._heartbeat_at_s >= interval_s:
             self._heartbeat_at_s = now_s
-            self._add(outbox, self._heartbeat())
+            outbox.add(self._context.topics.state, self._partition, self._heartbeat())
 
     def is_behind(self, now_s: float) -> bool:
         """Whether states have been due for too long, and more of them than go out at a time."""
@@ -173,10 +173,12 @@ class MergeStage:
 
     def _add_states(self, outbox: Outbox, changes: Iterable[Change]) -> None:
         self._version += 1
-        as_of_ms = self._context.clock.now_ms()
-        for key, state in changes:
-            value = None if state is None else state_json(state, self._version, as_of_ms)
-            self._add(outbox, Record(key.encode(), value))
+        version, as_of_ms = self._version, self._context.clock.now_ms()
+        records = [
+            Record(key.encode(), None if state is None else state_json(state, version, as_of_ms))
+            for key, state in changes
+        ]
+        outbox.add_all(self._context.topics.state, self._partition, records)
 
     def _heartbeat(self) -> Record:
         marks = self._published_marks
@@ -187,9 +189,6 @@ class MergeStage:
         # The header outlives compaction, so versions grow even when every state is a tombstone.
         headers = [(VERSION_HEADER, b"%d" % self._version)]
         return Record(heartbeat_key(self._partition).encode(), value, headers)
-
-    def _add(self, outbox: Outbox, record: Record) -> None:
-        outbox.add(self._context.topics.state, self._partition, record)
 
 
 def version_of(record: ConsumerRecord) -> int:

@@ -60,7 +60,11 @@ class Outbox:
 
     def add(self, topic: str, partition: int, record: Record) -> None:
         """Puts ``record`` at the end of what goes to this partition."""
-        self.records.setdefault((topic, partition), []).append(record)
+        self.add_all(topic, partition, (record,))
+
+    def add_all(self, topic: str, partition: int, records: Iterable[Record]) -> None:
+        """The same for several."""
+        self.records.setdefault((topic, partition), []).extend(records)
 
 
 async def send_records(
