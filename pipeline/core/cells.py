@@ -51,11 +51,11 @@ class Cell:
         "user_unpriced",
     )
 
-    def __init__(self, scope: str, day: int) -> None:
+    def __init__(self, scope: str, day: int, home: int | None = None) -> None:
         self.scope = scope
         self.day = day
         self.flush = -1
-        self.home: int | None = None
+        self.home = home
         self.requests = self.tokens = self.cost_nano = self.unpriced = 0
         self.user_cost_nano = self.user_unpriced = 0
 

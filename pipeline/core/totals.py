@@ -15,14 +15,14 @@ DAY_US: Final = 86_400_000_000
 
 SHARDS: Final = 256
 _NO_DAY: Final = 1 << 62
-_NOTHING_RARE: Final = [0, 0, 0]
 
-
-SharedSum = tuple[int, str, str, str, int, int, int, int, int, int]
-"""A day, port, organisation and group, and the requests, tokens, cost_nano, unpriced requests,
-user_cost_nano and user_unpriced of some events that have them."""
-UserSum = tuple[int, str, int, int, int, int, int, int]
-"""The same of a day and a user."""
+Rare = tuple[int, int, int]
+"""unpriced requests, user_cost_nano, user_unpriced; None where all are 0, as nearly always."""
+SharedSum = tuple[int, str, str, str, int, int, int, Rare | None]
+"""A day, port, organisation and group, and the requests, tokens, cost_nano and the rare amounts of
+some events that have them."""
+UserSum = tuple[int, str, int, int, int, int, Rare | None]
+"""The same of a day and the scope of a user, which comes with the partition that merges it."""
 
 
 class Sums(NamedTuple):
@@ -35,27 +35,6 @@ class Sums(NamedTuple):
 def shard_of(scope: str) -> int:
     """The hash class of a scope's cells, 0 … ``SHARDS`` − 1, in which a journal rewrites them."""
     return zlib.crc32(scope.encode()) % SHARDS
-
-
-class _Day:
-    """One day's cells, by kind of scope, so that the hot path builds no scope strings."""
-
-    __slots__ = ("all", "group", "org", "port", "user")
-
-    def __init__(self) -> None:
-        self.all: dict[str, Cell] = {}
-        self.port: dict[str, Cell] = {}
-        self.org: dict[str, Cell] = {}
-        self.group: dict[str, Cell] = {}
-        self.user: dict[str, Cell] = {}
-
-    def kind_of(self, scope: str) -> tuple[dict[str, Cell], str]:
-        kind, _, ident = scope.partition(":")
-        return getattr(self, kind), ident
-
-    def count(self) -> int:
-        """How many cells the day has. Not ``__len__``, which every ``or`` in the fold would ask."""
-        return sum(map(len, (self.all, self.port, self.org, self.group, self.user)))
 
 
 def _awake(value: RestingValue) -> CellValue:
@@ -96,7 +75,7 @@ class SourceTotals:
     """
 
     def __init__(self) -> None:
-        self._days: dict[int, _Day] = {}
+        self._days: dict[int, dict[str, Cell]] = {}
         self._shards = [_Shard() for _ in range(SHARDS)]
         self._resting = 0
         self._oldest_at_rest = _NO_DAY
@@ -107,20 +86,17 @@ class SourceTotals:
         self._flush = 0
 
     def __len__(self) -> int:
-        return self._resting + sum(day.count() for day in self._days.values())
+        return self._resting + sum(map(len, self._days.values()))
 
     def put(self, scope: str, day: int, totals: Totals) -> None:
         """Sets a cell to recovered values; it does not count as changed."""
-        cells = self._days.get(day)
-        if cells is not None:
-            kind, ident = cells.kind_of(scope)
-            if ident in kind:
-                kind[ident].set(totals)
-                return
+        cell = self._days.get(day, {}).get(scope)
+        if cell is not None:
+            cell.set(totals)
+            return
         at_rest = packed(totals)
         if at_rest is None:  # beyond 64 bits; it stays awake
-            kind, ident = self._day(day).kind_of(scope)
-            self._new(kind, ident, scope, day).set(totals)
+            self._new(self._day(day), scope, day).set(totals)
         else:
             self._rest(self._shards[shard_of(scope)], intern(scope), day, at_rest)
 
@@ -147,7 +123,7 @@ class SourceTotals:
         # What the days of the events have had so far; most have the day of the one before.
         days: dict[int, dict[tuple[str, str, str], list[int]]] = {}
         number, begins_us, ends_us = 0, 0, 0
-        users, shared = dict[str, Cell](), dict[tuple[str, str, str], list[int]]()
+        cells, shared = dict[str, Cell](), dict[tuple[str, str, str], list[int]]()
         for event in events:
             cost_nano = event.cost_nano
             if cost_nano is None or event.billing_scope != "org":
@@ -158,7 +134,7 @@ class SourceTotals:
                 number = at_us // DAY_US
                 begins_us = number * DAY_US
                 ends_us = begins_us + DAY_US
-                users, shared = self._day(number).user, days.setdefault(number, {})
+                cells, shared = self._day(number), days.setdefault(number, {})
             tokens = event.input_tokens + event.output_tokens
             key = (event.port_id, event.organization_id, event.group_id)
             sums = shared.get(key)
@@ -168,10 +144,10 @@ class SourceTotals:
                 sums[0] += 1
                 sums[1] += tokens
                 sums[2] += cost_nano
-            ident = event.user_id
-            if not ident:
+            if not event.user_id:
                 continue
-            cell = users.get(ident) or self._new(users, ident, "user:" + ident, number)
+            scope = "user:" + event.user_id
+            cell = cells.get(scope) or self._new(cells, scope, number)
             if cell.flush != flush:
                 cell.flush = flush
                 changed.append(cell)
@@ -190,25 +166,25 @@ class SourceTotals:
         """Counts events that somebody has added up already."""
         flush, changed = self._flush, self._changed
         number, cells = -_NO_DAY, dict[str, Cell]()
-        for day, ident, requests, tokens, cost_nano, *rare in sums.users:
+        for day, scope, home, requests, tokens, cost_nano, rare in sums.users:
             if day != number:
-                number, cells = day, self._day(day).user
-            cell = cells.get(ident) or self._new(cells, ident, "user:" + ident, day)
+                number, cells = day, self._day(day)
+            cell = cells.get(scope) or self._new(cells, scope, day, home)
             if cell.flush != flush:
                 cell.flush = flush
                 changed.append(cell)
             cell.requests += requests
             cell.tokens += tokens
             cell.cost_nano += cost_nano
-            if rare != _NOTHING_RARE:
+            if rare is not None:
                 _add_rare_sums(cell, *rare)
-        for day, port, org, group, requests, tokens, cost_nano, *rare in sums.shared:
+        for day, port, org, group, requests, tokens, cost_nano, rare in sums.shared:
             for cell in self._shared_cells(day, port, org, group):
                 self._change(cell)
                 cell.requests += requests
                 cell.tokens += tokens
                 cell.cost_nano += cost_nano
-                if rare != _NOTHING_RARE:
+                if rare is not None:
                     _add_rare_sums(cell, *rare)
 
     def _add_rare(self, event: PricedEvent) -> None:
@@ -243,26 +219,22 @@ class SourceTotals:
         """The cells of every scope of ``event`` on its day."""
         number = event.occurred_at_us // DAY_US
         touched = self._shared_cells(number, event.port_id, event.organization_id, event.group_id)
-        user = event.user_id
-        if user:
-            day = self._day(number)
-            touched.append(day.user.get(user) or self._new(day.user, user, "user:" + user, number))
+        if event.user_id:
+            touched.append(self._cell(self._day(number), "user:" + event.user_id, number))
         return touched
 
     def _shared_cells(self, number: int, port: str, org: str, group: str) -> list[Cell]:
         """The cells of every scope but a user's, on day ``number``."""
         day = self._day(number)
-        cells = [
-            day.all.get("") or self._new(day.all, "", "all", number),
-            day.port.get(port) or self._new(day.port, port, "port:" + port, number),
-        ]
+        cells = [self._cell(day, "all", number), self._cell(day, "port:" + port, number)]
         if org:
-            cells.append(day.org.get(org) or self._new(day.org, org, "org:" + org, number))
+            cells.append(self._cell(day, "org:" + org, number))
         if group:
-            cells.append(
-                day.group.get(group) or self._new(day.group, group, "group:" + group, number)
-            )
+            cells.append(self._cell(day, "group:" + group, number))
         return cells
+
+    def _cell(self, cells: dict[str, Cell], scope: str, day: int) -> Cell:
+        return cells.get(scope) or self._new(cells, scope, day)
 
     def _change(self, cell: Cell) -> None:
         if cell.flush != self._flush:
@@ -282,7 +254,7 @@ class SourceTotals:
     def drop_before(self, oldest_day: int) -> int:
         """Forgets the cells of days before ``oldest_day``; returns how many."""
         gone = [day for day in self._days if day < oldest_day]
-        dropped = sum(self._days.pop(day).count() for day in gone)
+        dropped = sum(len(self._days.pop(day)) for day in gone)
         if dropped:
             for shard in self._shards:
                 shard.awake = [cell for cell in shard.awake if cell.day >= oldest_day]
@@ -293,19 +265,19 @@ class SourceTotals:
             dropped += resting
         return dropped
 
-    def _day(self, number: int) -> _Day:
+    def _day(self, number: int) -> dict[str, Cell]:
         day = self._days.get(number)
         if day is None:
-            day = self._days[number] = _Day()
+            day = self._days[number] = {}
             if number > self._newest_day:
                 self._newest_day = number
                 self._shards_to_rest = SHARDS
         return day
 
-    def _new(self, kind: dict[str, Cell], ident: str, scope: str, day: int) -> Cell:
+    def _new(self, cells: dict[str, Cell], scope: str, day: int, home: int | None = None) -> Cell:
         """A cell that is not awake: as it rests, or with nothing in it."""
-        # A scope has cells of many days: one string for all of them.
-        cell = kind[intern(ident)] = Cell(intern(scope), day)
+        scope = intern(scope)  # it has cells of many days: one string for all of them
+        cell = cells[scope] = Cell(scope, day, home)
         shard = self._shards[shard_of(scope)]
         shard.awake.append(cell)
         resting = shard.at_rest.get(day)
@@ -323,8 +295,7 @@ class SourceTotals:
             if at_rest is None:
                 awake.append(cell)
                 continue
-            kind, ident = self._days[cell.day].kind_of(cell.scope)
-            del kind[ident]
+            del self._days[cell.day][cell.scope]
             self._rest(shard, cell.scope, cell.day, at_rest)
         shard.awake = awake
 

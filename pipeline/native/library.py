@@ -16,7 +16,7 @@ RATE: Final = (
     "status", "estimated", "name_at", "name_length",
 )  # fmt: skip
 SUM: Final = (
-    "day", "at", "at", "at", "length", "length", "length",
+    "day", "at", "at", "at", "length", "length", "length", "home",
     "requests", "tokens", "cost_nano", "unpriced", "user_cost_nano", "user_unpriced",
 )  # fmt: skip
 SEGMENT: Final = (
@@ -58,7 +58,7 @@ _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "tp_models": (c_int64, (_P, _P, _P, c_int64, _GROUPS, _P, _P)),
     "tp_price": (c_int64, (_P, _P, c_int64, _P, _P, _P)),
     "tp_rows": (c_int64, (_P, _P, _P, c_int64, _P, _P, _P, _P, _P, _P, _P)),
-    "tp_add_up": (None, (_P, _P, _P, c_int64, _P, _P, _P, _GROUPS, _P, _P, _P)),
+    "tp_add_up": (None, (_P, _P, _P, c_int64, _P, _P, _P, c_int64, _GROUPS, _P, _P, _P)),
     "tp_admit": (c_int64, (_P, c_int64, _P, _P, _P, c_int64, c_int64, c_int64, _P)),
     "tp_row_bytes": (c_int64, ()),
     "tp_record_bytes": (c_int64, ()),

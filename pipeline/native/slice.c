@@ -863,7 +863,7 @@ EXPORT int64_t tp_rows(const uint8_t *data, const Event *events, const uint8_t *
 /* ---- Sums ---- */
 
 typedef struct {
-    int64_t day, at[3], length[3];
+    int64_t day, at[3], length[3], home;
     int64_t requests, tokens, cost_nano, unpriced, user_cost_nano, user_unpriced;
 } Sum;
 
@@ -895,11 +895,24 @@ static void add_to(Groups *groups, Sum *sums, const Name *name, const Event *e, 
 
 static const int64_t DAY_US = 86400000000;
 
+/* The partition that merges the scope of a user (pipeline/core/home.py). */
+static int64_t home_of_user(const uint8_t *data, Text user, int64_t partitions)
+{
+    static const char kind[] = "user:";
+    enum { KIND = sizeof kind - 1 };
+    uint8_t scope[KIND + MAX_TEXT];
+    memcpy(scope, kind, KIND);
+    memcpy(scope + KIND, data + user.at, user.length);
+    return (murmur2(scope, KIND + user.length) & 0x7fffffff) % partitions;
+}
+
 /* Sums of the admitted events by day and port, organisation and group into `shared`, by day and
- * user into `users` (of those who have one). `counts` gets how many there are of each. */
+ * user into `users` (of those who have one; these have a home among `partitions`). `counts` gets how
+ * many there are of each. */
 EXPORT void tp_add_up(const uint8_t *data, const Event *events, const uint8_t *admitted,
                       int64_t count, const int64_t *costs_nano, const uint32_t *model_of,
-                      const Rate *rates, Groups *groups, Sum *shared, Sum *users, int64_t counts[2])
+                      const Rate *rates, int64_t partitions, Groups *groups, Sum *shared,
+                      Sum *users, int64_t counts[2])
 {
     begin_groups(groups);
     for (int64_t i = 0; i < count; i++) {
@@ -920,6 +933,10 @@ EXPORT void tp_add_up(const uint8_t *data, const Event *events, const uint8_t *a
         add_to(groups, users, &name, &events[i], &rates[model_of[i]], costs_nano[i]);
     }
     counts[1] = groups->count;
+    for (int64_t i = 0; i < counts[1]; i++) {
+        Text user = {(uint32_t)users[i].at[0], (uint32_t)users[i].length[0]};
+        users[i].home = home_of_user(data, user, partitions);
+    }
 }
 
 /* ---- Remembered ids (pipeline/core/dedupe_segment.py) ---- */

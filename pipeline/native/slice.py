@@ -5,8 +5,9 @@ What it does not take, and whether there is such a library at all, makes no diff
 """
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import cache
+from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.core.event_codec import TimeLimits
 from pipeline.core.prices import Fixed, PriceVersion
 from pipeline.core.record_columns import RecordColumns
 from pipeline.core.rows import Rows
-from pipeline.core.totals import Sums
+from pipeline.core.totals import Rare, Sums
 from pipeline.native.library import MODEL, SUM, Groups, Rules, library
 
 MAX_RECORDS: Final = 4_096
@@ -167,25 +168,26 @@ class UsualSlice:
         self._compiled.tp_add_up(
             self._records.data, work.events.address, work.priced.address, count,
             work.costs_nano.address, work.model_of.address, self._rates.ctypes.data,
-            self._groups, work.shared.address, work.users.address, work.counts.address,
+            self._rules.partitions, self._groups, work.shared.address, work.users.address,
+            work.counts.address,
         )  # fmt: skip
         shared, users = work.counts.items.tolist()
         # A character for each byte, from the first value to the last; the names are all ASCII.
         text = str(memoryview(self._records.data)[self._begin : self._end], "latin-1")
+        shared, users = work.shared.items[:shared], work.users.items[:users]
+        day, *columns = self._columns(shared)
+        names = (_cut(text, columns[at], columns[3 + at]) for at in range(3))
+        day_of_user, at, _, _, length, _, _, home, *amounts = self._columns(users)
+        scopes = ["user:" + user for user in _cut(text, at, length)]
         return Sums(
-            self._named(text, work.shared.items[:shared], 3),
-            self._named(text, work.users.items[:users], 1),
+            zip(day, *names, *columns[7:10], _rare(shared), strict=False),
+            zip(day_of_user, scopes, home, *amounts[:3], _rare(users), strict=False),
         )
 
-    def _named(self, text: str, sums: npt.NDArray[Any], names: int) -> Iterator[Any]:
-        """A day, so many names and the amounts of each sum."""
+    def _columns(self, sums: npt.NDArray[Any]) -> list[list[int]]:
+        """The values of ``SUM``, a list each, with places that count from the first value on."""
         sums[:, 1:4] -= self._begin
-        day, *columns = sums.T.tolist()
-        named = [
-            [text[at : at + length] for at, length in zip(starts, lengths, strict=True)]
-            for starts, lengths in zip(columns[:names], columns[3 : 3 + names], strict=True)
-        ]
-        return zip(day, *named, *columns[6:], strict=True)
+        return sums.T.tolist()
 
     def _rates_of(
         self, models: list[list[int]], prices: PriceVersion
@@ -209,6 +211,18 @@ class UsualSlice:
             names.append(name)
             named += len(name)
         return rates, names
+
+
+def _cut(text: str, starts: list[int], lengths: list[int]) -> list[str]:
+    return [text[at : at + length] for at, length in zip(starts, lengths, strict=True)]
+
+
+def _rare(sums: npt.NDArray[Any]) -> Iterable[Rare | None]:
+    """The last three of ``SUM``; without end where there are none."""
+    rare = sums[:, -3:]
+    if not rare.any():
+        return repeat(None)
+    return [tuple(values) if any(values) else None for values in rare.tolist()]
 
 
 def _extent(table: npt.NDArray[Any]) -> tuple[int, int]:
