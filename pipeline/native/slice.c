@@ -699,19 +699,27 @@ EXPORT int64_t tp_models(const uint8_t *data, const Event *events, const uint8_t
 
 /* ---- Prices (pipeline/core/prices.py, Table.cost_nano) ---- */
 
-enum { NOT_HERE, BY_TOKENS, FIXED };
+enum { NOT_HERE, BY_COUNT, FIXED };
 enum { PRICED, FREE, UNPRICED };
 static const char *const STATUSES[] = {"priced", "free", "unpriced"};
 /* A sum over as many events as a slice may have stays within 64 bits. */
 static const int64_t MAX_COST_NANO = (int64_t)1 << 49;
 
-/* What rules for one model from `since_us` until `until_us`. BY_TOKENS: nanos over `denominator`
- * for the request and for each token, up to `most_input`. FIXED: `request` is the cost. */
+/* What rules for one model from `since_us` until `until_us`. BY_COUNT: nanos over `denominator`
+ * for the request and for one more of each count, up to `most_input`; a part of a whole has what it
+ * costs more than that, or less. FIXED: `request` is the cost. */
 typedef struct {
     int64_t type, since_us, until_us, most_input;
-    int64_t request, per_input, per_cached, per_output, denominator;
+    int64_t request, per_count[COUNTS], denominator;
     int64_t status, estimated, name_at, name_length;
 } Rate;
+
+/* Whether something is counted, but no tokens: whether that has a price of its own, or must not
+ * pass as a zero, is not for here. Parts of tokens are no more than their wholes. */
+static int lacks_tokens(const int64_t *c)
+{
+    return !c[INPUT] && !c[OUTPUT] && (c[CHARACTERS] || c[IMAGES] || c[WEB_SEARCHES]);
+}
 
 static int cost_of(const Event *e, const Rate *rate, int64_t *cost_nano)
 {
@@ -723,14 +731,12 @@ static int cost_of(const Event *e, const Rate *rate, int64_t *cost_nano)
         *cost_nano = rate->request;
         return 1;
     }
-    if (c[INPUT] > rate->most_input || c[CACHE_WRITE] || c[CACHE_WRITE_1H] || c[INPUT_AUDIO]
-        || c[INPUT_IMAGE] || c[REASONING] || c[OUTPUT_AUDIO] || c[CHARACTERS] || c[IMAGES]
-        || c[WEB_SEARCHES])
+    if (c[INPUT] > rate->most_input || lacks_tokens(c))
         return 0;
+    /* Each product is below 2^97: a count is at most MAX_COUNT. */
     __int128 total = rate->request;
-    total += (__int128)c[INPUT] * rate->per_input;
-    total += (__int128)c[CACHED_INPUT] * rate->per_cached;
-    total += (__int128)c[OUTPUT] * rate->per_output;
+    for (int i = 0; i < COUNTS; i++)
+        total += (__int128)c[i] * rate->per_count[i];
     if (total < 0 || total / rate->denominator >= MAX_COST_NANO)
         return 0;
     int64_t cost = (int64_t)(total / rate->denominator);
