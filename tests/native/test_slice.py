@@ -193,6 +193,7 @@ TIMES = st.one_of(
         "２025-11-22T08:26:40Z", "2025-11-22T08:60:40Z", "2025-13-22T08:26:40Z",
     ]),
 )  # fmt: skip
+TAG_KEYS = st.one_of(st.sampled_from(["", "x", "a" * 32, "a" * 64, "a" * 65, "é"]), TEXTS)
 FIELD_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "event_id": st.one_of(st.sampled_from("abcdefgh"), TEXTS),
     "occurred_at": TIMES,
@@ -224,7 +225,11 @@ FIELD_VALUES: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(FLAGS, st.sampled_from([True, False, 0, "true"])),
     "audio_seconds": st.sampled_from([0, 1, 0.5, "1.25", -1]),
     "reported_cost": st.sampled_from(["0.01", "", "1e3"]),
-    "tags": st.sampled_from([{}, {"a": "b"}, {"a": 1}]),
+    "tags": st.one_of(
+        st.sampled_from([{"a": 1}, {"a": None}, {"a": {}}, ["a"], "a", 7]),
+        st.dictionaries(TAG_KEYS, TEXTS, max_size=4),
+        st.dictionaries(st.text("ab", max_size=4), st.sampled_from("xyz"), max_size=18),
+    ),
     "colour": st.just("red"),
 }
 assert set(FIELDS) <= set(FIELD_VALUES)
@@ -264,6 +269,36 @@ def at_us(time_us: int) -> str:
 
 def ms_of(day: str) -> int:
     return int(datetime.fromisoformat(f"{day}T12:00:00+00:00").timestamp() * 1000)
+
+
+def tags_of(count: int, key_length: int = 3, value_length: int = 1) -> dict[str, str]:
+    """Not in the order of their keys."""
+    return {f"{n:0{key_length}}"[::-1]: f"{n % 10}" * value_length for n in range(count)}
+
+
+PLAIN_TAGS = [
+    *(json.dumps(tags_of(count)) for count in (0, 1, 2, 15, 16)),
+    *(json.dumps(tags_of(2, key_length=length)) for length in (1, 31, 32, 63, 64)),
+    *(json.dumps(tags_of(2, value_length=length)) for length in (0, 31, 32, 255, 256)),
+    json.dumps(tags_of(16, 64, 256), separators=(",", ":")),
+    *('{"": ""}', '{"":"","b":""}', "{ }", ' { "b" : "x" ,\n"a":\t"y" } ', '{"a": "\x7f"}'),
+    *('{"a": "1", "ab": "2", "b": "3"}', '{"a": ",", ",": ":", ":": "}", "}": "{"}'),
+]
+"""As JSON; each of these can be taken by the library."""
+OTHER_TAGS = [
+    *(json.dumps(tags_of(count)) for count in (17, 18, 40)),
+    *(json.dumps(tags_of(2, key_length=length)) for length in (65, 257)),
+    *(json.dumps(tags_of(2, value_length=length)) for length in (257, 258)),
+    *('{"a": "1", "a": "2"}', '{"a": "1", "b": "2", "a": "3"}', '{"": "1", "": "1"}'),
+    json.dumps(tags_of(15))[:-1] + ', "000": "again"}',
+    json.dumps(tags_of(16))[:-1] + ', "000": "again"}',
+    json.dumps({f"{n:064}": "x" for n in range(15)})[:-1] + f', "{14:064}": "y"}}',
+    *('{"a": "é"}', '{"é": "a"}', '{"a": "\\n"}', '{"\\u0061": "b"}', '{"a": "\x1f"}'),
+    *('{"a": 1}', '{"a": null}', '{"a": {}}', '{"a": ["b"]}', '{"a": true}', '{1: "a"}'),
+    *("null", "[]", '["a"]', '"a"', "1", "{", "}", '{"a"', '{"a":', '{"a": "b"', '{"a": "b",'),
+    *('{"a" "b"}', '{"a", "b"}', '{"a": "b",}', "{,}", '{"a": "b" "c": "d"}', '{"a": "b"}}'),
+    *('{"a": "b"]', '{"a": "b": "c"}', '{"a": "b"} {}', "{'a': 'b'}", '{"a": "b', '{"a'),
+]
 
 
 def edges() -> Iterator[tuple[dict[str, Any] | str, int]]:
@@ -314,6 +349,11 @@ def edges() -> Iterator[tuple[dict[str, Any] | str, int]]:
         ', "service_tier": "flex"}', ', "feature": ""}', ', "unknown": 1}', ', "KIND": "llm"}',
     ):  # fmt: skip
         yield plain + more, NOW_MS
+    for tags in (*PLAIN_TAGS, *OTHER_TAGS):
+        yield f'{plain}, "tags": {tags}}}', NOW_MS
+        yield f'{{"tags":{tags},{plain[1:]}}}', NOW_MS
+    yield plain + ', "tags": {"a": "b"}, "tags": {"a": "c"}}', NOW_MS
+    yield plain + ', "tags": {}, "tags": {}}', NOW_MS
     yield json.dumps(body())[:-1] + ', "user_id": "é"}', NOW_MS
     yield json.dumps(body())[:-1] + ', "user_id": "\x1f"}', NOW_MS
 
@@ -386,7 +426,8 @@ def test_both_ways_do_the_same(
 @settings(max_examples=200)
 @given(st.data())
 def test_bytes_changed_at_random(data: st.DataObject) -> None:
-    whole = json.dumps(body(event_id="a", user_id="u1", kind="llm", self_hosted=False)).encode()
+    fields = body(event_id="a", user_id="u1", kind="llm", self_hosted=False, tags=tags_of(3))
+    whole = json.dumps(fields | {"reasoning_tokens": 9}).encode()
     records = [Record(0, whole)]
     for offset in range(1, 20):
         changed = bytearray(whole)
@@ -533,6 +574,37 @@ def counted(draw: st.DrawFn) -> dict[str, Any]:
     for name in draw(st.lists(st.sampled_from(WITHOUT_TOKENS), max_size=2)):
         counts[name] = draw(FEW)
     return counts
+
+
+def test_plain_tags_are_taken_by_the_library() -> None:
+    """All together, and each alone in its slice, where its row has the least room."""
+    plain = json.dumps(body())[:-1]
+    records = [
+        Record(n, f'{plain}, "tags": {tags}}}'.replace('"e"', f'"e{n}"').encode())
+        for n, tags in enumerate(PLAIN_TAGS)
+    ]
+    for slices in ([records], [[record] for record in records]):
+        compiled = assert_same(slices)
+        assert compiled.intake.left == []
+        events = [msgspec.msgpack.decode(row, type=PricedEvent) for _, row in compiled.rows]
+        assert [event.tags for event in events] == [json.loads(tags) for tags in PLAIN_TAGS]
+
+
+def test_no_other_tags_are_taken_by_the_library() -> None:
+    plain = json.dumps(body())[:-1]
+    records = [
+        Record(n, f'{plain}, "tags": {tags}}}'.replace('"e"', f'"e{n}"').encode())
+        for n, tags in enumerate(OTHER_TAGS)
+    ]
+    compiled = assert_same([records])
+    assert compiled.intake.left == [offset for offset, _ in compiled.rows]
+    assert len(compiled.rows) + len(compiled.taken.rejected) == len(records)
+    assert compiled.rows
+
+
+def test_tags_beside_every_counter() -> None:
+    events = [RICH | {"tags": tags_of(n), "reasoning_tokens": n, "images": n} for n in range(17)]
+    assert all(assert_taken(events))
 
 
 @settings(max_examples=300)
