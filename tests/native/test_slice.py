@@ -501,6 +501,8 @@ def test_what_has_no_certain_price_here_is_left() -> None:
         RICH | {"reasoning_tokens": 3, "audio_seconds": 1},
         {"provider": "own", "model": "part", "reasoning_tokens": 3},
         {"provider": "own", "model": "part", "input_tokens": 9, "cache_write_tokens": 3},
+        # Priced by its length where it has no tokens.
+        *({"model": "gpt-4o-mini-tts", "characters": n} | none for n in (0, 9)),
     ]
     assert not any(assert_taken(events))
 
