@@ -15,6 +15,7 @@ import msgspec
 
 from pipeline.core.book import CURRENCY as BOOK_CURRENCY
 from pipeline.core.book import DAY_US, Book, Listing, Season
+from pipeline.core.event_fields import COUNTERS
 from pipeline.core.events import Event, PricedEvent
 from pipeline.core.money import MAX_NANO
 from pipeline.core.rates import FxRate, Multiplier, PriceRate, RateSet
@@ -177,8 +178,24 @@ class Plan:
 
 Usual = tuple[int, int, int, int, int, int, int, int, int, str, bool]
 """What prices an event of input, cached and output tokens only, from when on and until when
-(microseconds, exclusive), if its input tokens are not above a bound; then ``Table.usual``, the
-name of the rate and whether that is one of last resort."""
+(microseconds, exclusive), if its input tokens are not above a bound; then what the request and one
+token of each costs over a denominator, half of that, the name of the rate and whether that is one
+of last resort."""
+
+
+class PerCount(NamedTuple):
+    """What prices events without flags and audio, from when on and until when (exclusive): see
+    ``Table.per_count`` for what it is and for which of them; then the name of the rate and whether
+    that is one of last resort."""
+
+    since_us: int
+    until_us: int
+    most_input: int
+    request: int
+    per_count: tuple[int, ...]
+    denominator: int
+    rate_id: str
+    estimated: bool
 
 
 class Fixed(NamedTuple):
@@ -189,13 +206,25 @@ class Fixed(NamedTuple):
     price: Price
 
 
-def _usual_row(found: Quote | Plan, since_us: int, until_us: int) -> Usual:
-    """The row of a stretch of time; of one without such a price, for no event at all."""
+def _per_count(found: Quote | Plan, since_us: int, until_us: int) -> PerCount:
+    """What prices a stretch of time; where that depends on more, what prices no event at all."""
     if isinstance(found, Quote) and found.table is not None and found.by_length is None:
-        usual = found.table.usual()
-        if usual is not None:
-            return since_us, until_us, *usual, found.rate_id, found.estimated
-    return since_us, until_us, -1, 0, 0, 0, 0, 1, 0, "", False
+        prices = found.table.per_count()
+        if prices is not None:
+            return PerCount(since_us, until_us, *prices, found.rate_id, found.estimated)
+    return PerCount(since_us, until_us, -1, 0, (0,) * len(COUNTERS), 1, "", False)
+
+
+_INPUT, _CACHED, _OUTPUT = map(
+    COUNTERS.index, ("input_tokens", "cached_input_tokens", "output_tokens")
+)
+
+
+def _usual_row(found: Quote | Plan, since_us: int, until_us: int) -> Usual:
+    """The same as a row of ``Usual``."""
+    _, _, most, request, each, den, rate_id, estimated = _per_count(found, since_us, until_us)
+    per_token = each[_INPUT], each[_CACHED], each[_OUTPUT]
+    return since_us, until_us, most, request, *per_token, den, den // 2, rate_id, estimated
 
 
 class PriceVersion:
@@ -294,15 +323,15 @@ class PriceVersion:
         """What applies to a provider, model and service tier, kept from the first time on."""
         return self._plans.get(key) or self._new_plan(key)
 
-    def price_at(self, key: tuple[str, str, str], at_us: int) -> Usual | Fixed:
+    def price_at(self, key: tuple[str, str, str], at_us: int) -> PerCount | Fixed:
         """What prices events of a provider, model and service tier around ``at_us``.
 
-        ``Usual`` is for no event at all where each has to be looked at (see ``price``).
+        ``PerCount`` is for no event at all where each has to be looked at (see ``price``).
         """
         found, since_us, until_us = self._stretch_at(key, at_us)
         if isinstance(found, Quote) and found.table is None:
             return Fixed(since_us, until_us, found.fixed)
-        return _usual_row(found, since_us, until_us)
+        return _per_count(found, since_us, until_us)
 
     def _stretch_at(self, key: tuple[str, str, str], at_us: int) -> tuple[Quote | Plan, int, int]:
         plan = self._plan(key)

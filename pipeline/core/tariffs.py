@@ -11,6 +11,7 @@ from functools import lru_cache
 from math import lcm
 from operator import attrgetter
 
+from pipeline.core.event_fields import COUNTERS as EVENT_COUNTERS
 from pipeline.core.events import Event
 from pipeline.core.money import MAX_NANO
 
@@ -159,22 +160,23 @@ class Table:
             cost += 1
         return cost if cost <= MAX_NANO else None
 
-    def usual(self) -> tuple[int, int, int, int, int, int, int] | None:
-        """The most input tokens up to which this is right, then what events of nothing but input,
-        cached and output tokens cost: for the request and for one token of each, over a
-        denominator, and half of that. None where not all of these have a price.
+    def per_count(self) -> tuple[int, int, tuple[int, ...], int] | None:
+        """The most input tokens up to which this is right, then what an event without audio costs:
+        for the request and for one of each of the counters of ``event_fields``, over a denominator.
+
+        It is not for events without tokens that count something else. None where not all tokens
+        have a price.
         """
         if not self._tokens_priced:
             return None
-        return (
-            self._above,
-            self._request,
-            self._input,
-            self._cached,
-            self._output,
-            self._den,
-            self._half,
-        )
+        others = dict(zip(_REST, self._rest, strict=True))
+        tokens = {
+            "input_tokens": self._input,
+            "cached_input_tokens": self._cached,
+            "output_tokens": self._output,
+        }
+        per_count = tuple((others | tokens)[counter] for counter in EVENT_COUNTERS)
+        return self._above, self._request, per_count, self._den
 
     def _others(self, event: Event) -> int:
         write, write_1h, audio, image, reasoning, out_audio, chars, images, searches, second = (

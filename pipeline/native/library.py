@@ -6,13 +6,14 @@ from functools import cache
 from typing import Any, Final
 
 from pipeline.core.errors import TallyportError
+from pipeline.core.event_fields import COUNTERS
 from pipeline.core.record_columns import RECORD
 from pipeline.native.build import LIBRARY, source_digest
 
 MODEL: Final = ("at", "at", "at", "length", "length", "length", "first_us")
 RATE: Final = (
     "type", "since_us", "until_us", "most_input",
-    "request", "per_input", "per_cached", "per_output", "denominator",
+    "request", *COUNTERS, "denominator",
     "status", "estimated", "name_at", "name_length",
 )  # fmt: skip
 SUM: Final = (

@@ -34,7 +34,8 @@ typedef struct {
     Text texts[TEXTS];
     int64_t counts[COUNTS];
     int64_t occurred_at_us;
-    uint8_t kind, billing_scope, flags[FLAGS];
+    Text tags;  /* what stands between their braces; as a list it would double the event */
+    uint8_t kind, billing_scope, flags[FLAGS], tag_count;
 } Event;
 
 static const char *const KINDS[] = {"llm", "stt", "tts", "embedding", "image", "other"};
@@ -43,9 +44,10 @@ static const char UNSPECIFIED[] = "unspecified";
 enum { BILLED_TO_USER = 1 };
 
 enum { MAX_ID = 128, MAX_TEXT = 256, MAX_EVENT_BYTES = 64 * 1024 };
+enum { MAX_TAGS = 16, MAX_TAG_KEY = 64, MAX_TAG_VALUE = 256 };
 static const int64_t MAX_COUNT = 10000000000;
 
-typedef enum { A_TEXT, A_COUNT, A_FLAG, A_TIME, A_KIND, A_BILLING_SCOPE } Type;
+typedef enum { A_TEXT, A_COUNT, A_FLAG, A_TIME, A_KIND, A_BILLING_SCOPE, A_TAGS } Type;
 
 typedef struct { const char *name; uint8_t length, type, index; uint16_t least, most; } Field;
 
@@ -82,9 +84,10 @@ static const Field FIELDS[] = {
     {NAMED("self_hosted"), A_FLAG, SELF_HOSTED, 0, 0},
     {NAMED("cache_hit"), A_FLAG, CACHE_HIT, 0, 0},
     {NAMED("estimated"), A_FLAG, ESTIMATED, 0, 0},
+    {NAMED("tags"), A_TAGS, 0, 0, 0},
 };
 enum { FIELD_COUNT = sizeof FIELDS / sizeof FIELDS[0], NO_FIELD = FIELD_COUNT };
-/* audio_seconds, reported_cost and tags are not here: events that have one are not usual. */
+/* audio_seconds and reported_cost are not here: events that have one are not usual. */
 
 /* The first five fields of FIELDS are required. */
 static const uint64_t REQUIRED = 0x1F;
@@ -282,6 +285,52 @@ static int read_time(Reader *r, int64_t *at_us)
     return 1;
 }
 
+/* ---- Tags: an object of strings ---- */
+
+static int same_text(const uint8_t *data, Text a, Text b)
+{
+    return a.length == b.length && !memcmp(data + a.at, data + b.at, a.length);
+}
+
+/* A key that none of the `count` before it is: of a repeated one Python has the last value at the
+ * place of the first. */
+static int read_tag_key(Reader *r, Text *keys, int count)
+{
+    Text *key = &keys[count];
+    if (!read_text(r, key) || key->length > MAX_TAG_KEY)
+        return 0;
+    for (int i = 0; i < count; i++)
+        if (same_text(r->data, keys[i], *key))
+            return 0;
+    return 1;
+}
+
+static int read_tag_list(Reader *r, uint8_t *found)
+{
+    Text keys[MAX_TAGS], value;
+    int count = 0;
+    do {
+        if (count == MAX_TAGS || !read_tag_key(r, keys, count) || !take(r, ':')
+            || !read_text(r, &value) || value.length > MAX_TAG_VALUE)
+            return 0;
+        count++;
+    } while (take(r, ','));
+    *found = (uint8_t)count;
+    return take(r, '}');
+}
+
+static int read_tags(Reader *r, Event *e)
+{
+    if (!take(r, '{'))
+        return 0;
+    const uint8_t *from = r->at;
+    e->tags.at = (uint32_t)(from - r->data);
+    if (!take(r, '}') && !read_tag_list(r, &e->tag_count))
+        return 0;
+    e->tags.length = (uint32_t)(r->at - 1 - from);
+    return 1;
+}
+
 /* ---- An event ---- */
 
 static void quote_names(Quoted *quoted)
@@ -340,6 +389,8 @@ static int read_value(Reader *r, const Field *field, Event *e)
         return read_choice(r, KINDS, sizeof KINDS / sizeof KINDS[0], &e->kind);
     case A_BILLING_SCOPE:
         return read_choice(r, BILLING_SCOPES, 2, &e->billing_scope);
+    case A_TAGS:
+        return read_tags(r, e);
     }
     return 0;
 }
@@ -699,19 +750,27 @@ EXPORT int64_t tp_models(const uint8_t *data, const Event *events, const uint8_t
 
 /* ---- Prices (pipeline/core/prices.py, Table.cost_nano) ---- */
 
-enum { NOT_HERE, BY_TOKENS, FIXED };
+enum { NOT_HERE, BY_COUNT, FIXED };
 enum { PRICED, FREE, UNPRICED };
 static const char *const STATUSES[] = {"priced", "free", "unpriced"};
 /* A sum over as many events as a slice may have stays within 64 bits. */
 static const int64_t MAX_COST_NANO = (int64_t)1 << 49;
 
-/* What rules for one model from `since_us` until `until_us`. BY_TOKENS: nanos over `denominator`
- * for the request and for each token, up to `most_input`. FIXED: `request` is the cost. */
+/* What rules for one model from `since_us` until `until_us`. BY_COUNT: nanos over `denominator`
+ * for the request and for one more of each count, up to `most_input`; a part of a whole has what it
+ * costs more than that, or less. FIXED: `request` is the cost. */
 typedef struct {
     int64_t type, since_us, until_us, most_input;
-    int64_t request, per_input, per_cached, per_output, denominator;
+    int64_t request, per_count[COUNTS], denominator;
     int64_t status, estimated, name_at, name_length;
 } Rate;
+
+/* Whether something is counted, but no tokens: whether that has a price of its own, or must not
+ * pass as a zero, is not for here. Parts of tokens are no more than their wholes. */
+static int lacks_tokens(const int64_t *c)
+{
+    return !c[INPUT] && !c[OUTPUT] && (c[CHARACTERS] || c[IMAGES] || c[WEB_SEARCHES]);
+}
 
 static int cost_of(const Event *e, const Rate *rate, int64_t *cost_nano)
 {
@@ -723,18 +782,17 @@ static int cost_of(const Event *e, const Rate *rate, int64_t *cost_nano)
         *cost_nano = rate->request;
         return 1;
     }
-    if (c[INPUT] > rate->most_input || c[CACHE_WRITE] || c[CACHE_WRITE_1H] || c[INPUT_AUDIO]
-        || c[INPUT_IMAGE] || c[REASONING] || c[OUTPUT_AUDIO] || c[CHARACTERS] || c[IMAGES]
-        || c[WEB_SEARCHES])
+    if (c[INPUT] > rate->most_input || lacks_tokens(c))
         return 0;
+    /* Each product is below 2^97: a count is at most MAX_COUNT. */
     __int128 total = rate->request;
-    total += (__int128)c[INPUT] * rate->per_input;
-    total += (__int128)c[CACHED_INPUT] * rate->per_cached;
-    total += (__int128)c[OUTPUT] * rate->per_output;
-    if (total < 0 || total / rate->denominator >= MAX_COST_NANO)
+    for (int i = 0; i < COUNTS; i++)
+        total += (__int128)c[i] * rate->per_count[i];
+    __int128 whole = total / rate->denominator;
+    if (total < 0 || whole >= MAX_COST_NANO)
         return 0;
-    int64_t cost = (int64_t)(total / rate->denominator);
-    __int128 twice = (total % rate->denominator) * 2;
+    int64_t cost = (int64_t)whole;
+    __int128 twice = (total - whole * rate->denominator) * 2;
     if (twice > rate->denominator || (twice == rate->denominator && cost & 1))
         cost++;
     *cost_nano = cost;
@@ -800,6 +858,30 @@ static uint8_t *put_word(uint8_t *to, const char *word)
     return put_text(to, word, (uint32_t)strlen(word));
 }
 
+/* In the order in which they came, as Python has them. No longer than they were as JSON, which has
+ * four quotes and a colon for each: at most two bytes stand before a key here, three before a value. */
+static uint8_t *put_tags(uint8_t *to, const uint8_t *data, const Event *e)
+{
+    if (!e->tag_count) {
+        *to++ = 0x80;
+        return to;
+    }
+    Reader r = {.data = data, .at = data + e->tags.at, .end = data + e->tags.at + e->tags.length};
+    Text text;
+    if (e->tag_count < 16) {
+        *to++ = (uint8_t)(0x80 | e->tag_count);
+    } else {
+        *to++ = 0xde;
+        to = put_big_endian(to, e->tag_count, 2);
+    }
+    while (read_text(&r, &text)) {
+        to = put_text(to, data + text.at, text.length);
+        if (!take(&r, ':'))
+            take(&r, ',');
+    }
+    return to;
+}
+
 enum { ROW_FIELDS = 40 };
 
 static uint8_t *put_row(uint8_t *to, const uint8_t *data, const Event *e, const Record *record,
@@ -824,7 +906,7 @@ static uint8_t *put_row(uint8_t *to, const uint8_t *data, const Event *e, const 
     for (int i = 0; i < FLAGS; i++)
         *to++ = e->flags[i] ? 0xc3 : 0xc2;
     *to++ = 0xa0; /* reported_cost */
-    *to++ = 0x80; /* tags */
+    to = put_tags(to, data, e);
     to = put_int(to, record->offset);
     to = put_int(to, record->stamp_ms);
     if (rate->status == UNPRICED)
@@ -840,7 +922,8 @@ static uint8_t *put_row(uint8_t *to, const uint8_t *data, const Event *e, const 
 /* The most that a row has beside its event's texts and its rate's name. */
 EXPORT int64_t tp_row_bytes(void)
 {
-    /* Three bytes before each text, nine for each number; the fixed words are shorter than 64. */
+    /* Three bytes before each text, nine for each number; the fixed words and what stands before
+     * the tags are shorter than 64. */
     return 3 + 3 * (TEXTS + 4) + 9 * (COUNTS + 5) + 64 + ROW_FIELDS;
 }
 

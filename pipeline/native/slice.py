@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pipeline.core.dedupe_segment import Mask, Words
 from pipeline.core.event_codec import TimeLimits
+from pipeline.core.event_fields import COUNTERS
 from pipeline.core.prices import Fixed, PriceVersion
 from pipeline.core.record_columns import RecordColumns
 from pipeline.core.rows import Rows
@@ -24,11 +25,12 @@ from pipeline.native.library import MODEL, SUM, Groups, Rules, library
 MAX_RECORDS: Final = 4_096
 """Sums over so many events stay within 64 bits, and where none of them is usual, the others of the
 event loop need not wait for long."""
-_BY_TOKENS, _FIXED = 1, 2
+_BY_COUNT, _FIXED = 1, 2
 _STATUSES: Final = ("priced", "free", "unpriced")
 _MOST: Final = 2**62
 _LONGEST_NAME: Final = 4_096
-_NOT_HERE: Final = (0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0)
+_FREE_COUNTS: Final = (0,) * len(COUNTERS)
+_NOT_HERE: Final = (0, 0, 0, 0, 0, *_FREE_COUNTS, 1, 0, 0)
 
 _NOTHING: Final = RecordColumns.of([])
 
@@ -239,11 +241,13 @@ def _rate(prices: PriceVersion, key: tuple[str, str, str], at_us: int) -> tuple[
     if isinstance(found, Fixed):
         since_us, until_us, price = found
         cost_nano, status = price.cost_nano or 0, _STATUSES.index(price.status)
-        row = (_FIXED, since_us, until_us, 0, cost_nano, 0, 0, 0, 1, status, price.estimated)
+        estimated = price.estimated
+        row = (_FIXED, since_us, until_us, 0, cost_nano, *_FREE_COUNTS, 1, status, estimated)
         name = price.rate_id
     else:
-        since_us, until_us, most, *nanos, denominator, _, name, estimated = found
-        row = (_BY_TOKENS, since_us, until_us, min(most, _MOST), *nanos, denominator, 0, estimated)
+        since_us, until_us, most, request, per_count, denominator, name, estimated = found
+        limits = (since_us, until_us, min(most, _MOST))
+        row = (_BY_COUNT, *limits, request, *per_count, denominator, 0, estimated)
     if max(map(abs, row)) > _MOST or len(name) > _LONGEST_NAME:
         return _NOT_HERE, b""
     return row, name.encode()

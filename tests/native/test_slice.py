@@ -1,7 +1,7 @@
 """Slices with the compiled library and without: the same rows, fates, ids and cells."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from random import Random
@@ -16,13 +16,21 @@ from pipeline.core import intake
 from pipeline.core.book import builtin_book
 from pipeline.core.dedupe import DedupeWindow
 from pipeline.core.event_codec import TimeLimits
-from pipeline.core.event_fields import COUNTERS, FIELDS, FLAGS, MAX_COUNT, OPTIONAL_TEXTS
+from pipeline.core.event_fields import (
+    COUNTERS,
+    FIELDS,
+    FLAGS,
+    MAX_COUNT,
+    OPTIONAL_TEXTS,
+    OUTPUT_PARTS,
+)
 from pipeline.core.events import PricedEvent
 from pipeline.core.home import home_partition
 from pipeline.core.intake import Intake, Taken
 from pipeline.core.prices import PriceVersion
-from pipeline.core.rates import RateLog
+from pipeline.core.rates import PER_MILLION, PER_UNIT, RateLog
 from pipeline.core.rows import Rows
+from pipeline.core.tariffs import WHOLE
 from pipeline.core.totals import SourceTotals
 from pipeline.native import slice as native_slice
 from pipeline.native.ids import id_search
@@ -51,7 +59,12 @@ def rate(rate_id: str, **more: Any) -> bytes:
     return json.dumps(entry | more).encode()
 
 
-def version() -> PriceVersion:
+def own(model: str, **prices: Any) -> bytes:
+    """A rate for a model of its own, whose name it has."""
+    return rate(model, provider="own", model=model, currency="USD", **prices)
+
+
+def version(more: Sequence[bytes] = ()) -> PriceVersion:
     """Prices of every kind that a slice can meet, some of which change in the midst of it."""
     log = RateLog("USD")
     million = {"input_tokens": "0.333", "output_tokens": "0.7"}
@@ -72,6 +85,7 @@ def version() -> PriceVersion:
                  per_unit={"images": "0.5", "web_searches": "0.25"}),
             rate("call é", provider="own", model="call", currency="USD",
                  per_unit={"request": "0.01"}),
+            *more,
         ]
     ):  # fmt: skip
         key = json.loads(value)["rate_id"].encode()
@@ -79,15 +93,27 @@ def version() -> PriceVersion:
     return PriceVersion(log.snapshot(), builtin_book())
 
 
+class Watched(Intake):
+    """Knows which of the accepted events had to be priced in Python."""
+
+    def __init__(self, *memory: Any) -> None:
+        super().__init__(PARTITION, PARTITIONS, *memory)
+        self.left: list[int] = []
+
+    def _accept(self, events: list[PricedEvent], prices: PriceVersion, taken: Taken) -> Rows:
+        self.left += [event.source_offset for event in events]
+        return super()._accept(events, prices, taken)
+
+
 class Side:
     """An intake of one of the two ways, and all that it did."""
 
-    def __init__(self, *, is_compiled: bool) -> None:
+    def __init__(self, *, is_compiled: bool, rates: Sequence[bytes] = ()) -> None:
         self.totals, self.taken = SourceTotals(), Taken()
         usual = usual_reader(PARTITION, PARTITIONS) if is_compiled else None
         self.dedupe = DedupeWindow(9 * DAY_MS, id_search() if is_compiled else None)
-        self.intake = Intake(PARTITION, PARTITIONS, self.totals, self.dedupe, usual)
-        self.prices = version()
+        self.intake = Watched(self.totals, self.dedupe, usual)
+        self.prices = version(rates)
         self.rows: list[tuple[int, bytes]] = []
         self.changed: list[set[tuple[str, int]]] = []
 
@@ -113,9 +139,10 @@ class Side:
         }
 
 
-def assert_same(slices: list[list[Record]]) -> Side:
+def assert_same(slices: list[list[Record]], rates: Sequence[bytes] = ()) -> Side:
     """Both ways do the same with ``slices``; returns the compiled one."""
-    plain, compiled = Side(is_compiled=False), Side(is_compiled=True)
+    plain = Side(is_compiled=False, rates=rates)
+    compiled = Side(is_compiled=True, rates=rates)
     for records in slices:
         plain.take(records)
         compiled.take(records)
@@ -123,6 +150,17 @@ def assert_same(slices: list[list[Record]]) -> Side:
     for name, what in expected.items():
         assert found[name] == what, name
     return compiled
+
+
+def assert_taken(events: list[dict[str, Any]], rates: Sequence[bytes] = ()) -> list[bool]:
+    """All are accepted, and the same both ways; returns which ones the library took."""
+    records = [
+        Record(n, json.dumps(body(event_id=str(n), **fields)).encode())
+        for n, fields in enumerate(events)
+    ]
+    compiled = assert_same([records], rates)
+    assert len(compiled.rows) == len(events)
+    return [n not in compiled.intake.left for n in range(len(events))]
 
 
 def body(**fields: Any) -> dict[str, Any]:
@@ -155,13 +193,27 @@ TIMES = st.one_of(
         "２025-11-22T08:26:40Z", "2025-11-22T08:60:40Z", "2025-13-22T08:26:40Z",
     ]),
 )  # fmt: skip
+TAG_KEYS = st.one_of(st.sampled_from(["", "x", "a" * 32, "a" * 64, "a" * 65, "é"]), TEXTS)
 FIELD_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "event_id": st.one_of(st.sampled_from("abcdefgh"), TEXTS),
     "occurred_at": TIMES,
     "port_id": st.one_of(st.sampled_from([*HOME[:3], AWAY[0]]), TEXTS),
     "provider": st.sampled_from(["openai", "own", "anthropic", "é"]),
     "model": st.sampled_from(
-        ["gpt-5", "thirds", "later", "dear", "halves", "part", "call", "nobody", "gpt-4o", ""]
+        [
+            "gpt-5",
+            "thirds",
+            "later",
+            "dear",
+            "halves",
+            "part",
+            "call",
+            "rich",
+            "nobody",
+            "gpt-4o",
+            "claude-sonnet-4-5",
+            "",
+        ]
     ),
     **dict.fromkeys((*OPTIONAL_TEXTS, "feature"), TEXTS),
     "user_id": st.one_of(st.sampled_from(["u1", "u2", ""]), TEXTS),
@@ -173,7 +225,11 @@ FIELD_VALUES: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(FLAGS, st.sampled_from([True, False, 0, "true"])),
     "audio_seconds": st.sampled_from([0, 1, 0.5, "1.25", -1]),
     "reported_cost": st.sampled_from(["0.01", "", "1e3"]),
-    "tags": st.sampled_from([{}, {"a": "b"}, {"a": 1}]),
+    "tags": st.one_of(
+        st.sampled_from([{"a": 1}, {"a": None}, {"a": {}}, ["a"], "a", 7]),
+        st.dictionaries(TAG_KEYS, TEXTS, max_size=4),
+        st.dictionaries(st.text("ab", max_size=4), st.sampled_from("xyz"), max_size=18),
+    ),
     "colour": st.just("red"),
 }
 assert set(FIELDS) <= set(FIELD_VALUES)
@@ -213,6 +269,36 @@ def at_us(time_us: int) -> str:
 
 def ms_of(day: str) -> int:
     return int(datetime.fromisoformat(f"{day}T12:00:00+00:00").timestamp() * 1000)
+
+
+def tags_of(count: int, key_length: int = 3, value_length: int = 1) -> dict[str, str]:
+    """Not in the order of their keys."""
+    return {f"{n:0{key_length}}"[::-1]: f"{n % 10}" * value_length for n in range(count)}
+
+
+PLAIN_TAGS = [
+    *(json.dumps(tags_of(count)) for count in (0, 1, 2, 15, 16)),
+    *(json.dumps(tags_of(2, key_length=length)) for length in (1, 31, 32, 63, 64)),
+    *(json.dumps(tags_of(2, value_length=length)) for length in (0, 31, 32, 255, 256)),
+    json.dumps(tags_of(16, 64, 256), separators=(",", ":")),
+    *('{"": ""}', '{"":"","b":""}', "{ }", ' { "b" : "x" ,\n"a":\t"y" } ', '{"a": "\x7f"}'),
+    *('{"a": "1", "ab": "2", "b": "3"}', '{"a": ",", ",": ":", ":": "}", "}": "{"}'),
+]
+"""As JSON; each of these can be taken by the library."""
+OTHER_TAGS = [
+    *(json.dumps(tags_of(count)) for count in (17, 18, 40)),
+    *(json.dumps(tags_of(2, key_length=length)) for length in (65, 257)),
+    *(json.dumps(tags_of(2, value_length=length)) for length in (257, 258)),
+    *('{"a": "1", "a": "2"}', '{"a": "1", "b": "2", "a": "3"}', '{"": "1", "": "1"}'),
+    json.dumps(tags_of(15))[:-1] + ', "000": "again"}',
+    json.dumps(tags_of(16))[:-1] + ', "000": "again"}',
+    json.dumps({f"{n:064}": "x" for n in range(15)})[:-1] + f', "{14:064}": "y"}}',
+    *('{"a": "é"}', '{"é": "a"}', '{"a": "\\n"}', '{"\\u0061": "b"}', '{"a": "\x1f"}'),
+    *('{"a": 1}', '{"a": null}', '{"a": {}}', '{"a": ["b"]}', '{"a": true}', '{1: "a"}'),
+    *("null", "[]", '["a"]', '"a"', "1", "{", "}", '{"a"', '{"a":', '{"a": "b"', '{"a": "b",'),
+    *('{"a" "b"}', '{"a", "b"}', '{"a": "b",}', "{,}", '{"a": "b" "c": "d"}', '{"a": "b"}}'),
+    *('{"a": "b"]', '{"a": "b": "c"}', '{"a": "b"} {}', "{'a': 'b'}", '{"a": "b', '{"a'),
+]
 
 
 def edges() -> Iterator[tuple[dict[str, Any] | str, int]]:
@@ -263,6 +349,11 @@ def edges() -> Iterator[tuple[dict[str, Any] | str, int]]:
         ', "service_tier": "flex"}', ', "feature": ""}', ', "unknown": 1}', ', "KIND": "llm"}',
     ):  # fmt: skip
         yield plain + more, NOW_MS
+    for tags in (*PLAIN_TAGS, *OTHER_TAGS):
+        yield f'{plain}, "tags": {tags}}}', NOW_MS
+        yield f'{{"tags":{tags},{plain[1:]}}}', NOW_MS
+    yield plain + ', "tags": {"a": "b"}, "tags": {"a": "c"}}', NOW_MS
+    yield plain + ', "tags": {}, "tags": {}}', NOW_MS
     yield json.dumps(body())[:-1] + ', "user_id": "é"}', NOW_MS
     yield json.dumps(body())[:-1] + ', "user_id": "\x1f"}', NOW_MS
 
@@ -335,7 +426,8 @@ def test_both_ways_do_the_same(
 @settings(max_examples=200)
 @given(st.data())
 def test_bytes_changed_at_random(data: st.DataObject) -> None:
-    whole = json.dumps(body(event_id="a", user_id="u1", kind="llm", self_hosted=False)).encode()
+    fields = body(event_id="a", user_id="u1", kind="llm", self_hosted=False, tags=tags_of(3))
+    whole = json.dumps(fields | {"reasoning_tokens": 9}).encode()
     records = [Record(0, whole)]
     for offset in range(1, 20):
         changed = bytearray(whole)
@@ -369,20 +461,173 @@ def test_traffic_of_every_kind(seed: int) -> None:
 
 
 def test_what_is_usual_is_taken_by_the_library() -> None:
-    reader = usual_reader(PARTITION, PARTITIONS)
-    assert reader is not None
     more = {"user_id": "u", "organization_id": "o", "group_id": "g", "feature": "chat"}
     records = [Record(n, json.dumps(body(event_id=str(n), **more)).encode()) for n in range(100)]
     side = Side(is_compiled=True)
-    side.intake = Intake(PARTITION, PARTITIONS, side.totals, side.dedupe, reader)
     side.take(records)
-    assert reader.usual.all()
+    assert side.intake.left == []
     assert len(side.rows) == 100
     # The rows are what a struct is encoded as, and read as.
     events = [msgspec.msgpack.decode(row, type=PricedEvent) for _, row in side.rows]
     again = Rows.of(events)
     assert [row for _, row in side.rows] == [bytes(again.cut(n, n + 1)) for n in range(100)]
     assert {event.price_status for event in events} == {"priced"}
+
+
+RICH = {"provider": "own", "model": "rich"}
+CLAUDE = {"provider": "anthropic", "model": "claude-sonnet-4-5"}
+PARTS = tuple(name for name in COUNTERS if name in WHOLE)
+WITHOUT_TOKENS = ("characters", "images", "web_searches")
+
+
+def test_every_counter_is_priced_by_the_library() -> None:
+    """One, all of its whole, and all counters at once; by a rate with a price for each, by the
+    book, and by rates that know nothing but tokens in and out or calls."""
+    counts: list[dict[str, int]] = [{}, {"input_tokens": 0, "output_tokens": 0}]
+    counts += [{name: count} for name in (*PARTS, *WITHOUT_TOKENS) for count in (1, 7, 30)]
+    counts.append(dict.fromkeys(COUNTERS, 1) | {"input_tokens": 5, "output_tokens": 2})
+    counts.append({name: 3 + n for n, name in enumerate(COUNTERS)} | {"input_tokens": 40})
+    counts[-1]["output_tokens"] = 50
+    counts += [{"input_tokens": 0, "web_searches": 2}, {"output_tokens": 0, "images": 2}]
+    models = [RICH, CLAUDE, {}, *({"provider": "own", "model": m} for m in ("thirds", "call"))]
+    assert all(assert_taken([model | one for model in models for one in counts]))
+
+
+def test_what_has_no_certain_price_here_is_left() -> None:
+    none = {"input_tokens": 0, "output_tokens": 0}
+    events = [
+        *(model | none | {name: 1} for model in (RICH, CLAUDE, {}) for name in WITHOUT_TOKENS),
+        *(RICH | {"reasoning_tokens": 3, flag: True} for flag in ("self_hosted", "cache_hit")),
+        RICH | {"reasoning_tokens": 3, "audio_seconds": 1},
+        {"provider": "own", "model": "part", "reasoning_tokens": 3},
+        {"provider": "own", "model": "part", "input_tokens": 9, "cache_write_tokens": 3},
+        # Priced by its length where it has no tokens.
+        *({"model": "gpt-4o-mini-tts", "characters": n} | none for n in (0, 9)),
+    ]
+    assert not any(assert_taken(events))
+
+
+def test_a_model_without_a_price_has_none_for_any_counter() -> None:
+    nobody = {"provider": "own", "model": "nobody"}
+    events = [nobody | {name: 1} for name in (*COUNTERS, "images")]
+    assert all(assert_taken(events))
+
+
+def test_more_input_than_a_price_is_for_is_left() -> None:
+    writes = [{"cache_write_tokens": 5, "cache_write_1h_tokens": 2}, {}]
+    events = [
+        CLAUDE | more | {"input_tokens": tokens}
+        for more in writes
+        for tokens in (199_999, 200_000, 200_001)
+    ]
+    assert assert_taken(events) == [True, True, False] * 2
+
+
+def test_costs_and_prices_on_both_sides_of_what_fits() -> None:
+    """A cost of 2⁴⁹ nanos; a price of 2⁶² nanos for one, of which four do not fit 64 bits."""
+    free = {"input_tokens": "0", "output_tokens": "0"}
+    rates = [
+        own("cost", per_million=free, per_unit={
+            "images": "562949.953421311", "web_searches": "562949.953421312"}),
+        own("price", per_million=free, per_unit={
+            "images": "4611686018.427387904", "web_searches": "0"}),
+        own("above", per_million=free, per_unit={
+            "images": "4611686018.427387905", "web_searches": "0"}),
+        own("both", per_million=free, per_unit={
+            "images": "4611686018.427387904", "web_searches": "4611686018.427387904"}),
+    ]  # fmt: skip
+    for name, counts, is_here in (
+        ("cost", {"images": 1}, True),
+        ("cost", {"web_searches": 1}, False),
+        ("price", {}, True),
+        ("price", {"web_searches": MAX_COUNT}, True),
+        *(("price", {"images": n}, False) for n in (1, 2, 3, 4, 8, 2**32, MAX_COUNT)),
+        ("above", {}, False),
+        ("above", {"images": 4}, False),
+        *(("both", {"images": n, "web_searches": n}, False) for n in (1, 2, 4, 8, MAX_COUNT)),
+    ):
+        taken = assert_taken([{"provider": "own", "model": name, **counts}] * 2, rates)
+        assert taken == [is_here] * 2, (name, counts)
+
+
+AMOUNTS = st.one_of(
+    st.sampled_from(["0", "0", "0.0005", "0.0015", "0.333", "1", "99999999999", "999999999999"]),
+    st.integers(0, 10**6).map(lambda micros: f"{micros // 1000}.{micros % 1000:03}"),
+)
+SOME_PRICES = st.builds(
+    lambda tokens, more, per_unit: {"per_million": tokens | more, "per_unit": per_unit},
+    st.fixed_dictionaries({"input_tokens": AMOUNTS, "output_tokens": AMOUNTS}),
+    st.dictionaries(st.sampled_from(PER_MILLION), AMOUNTS, max_size=6),
+    st.dictionaries(st.sampled_from(PER_UNIT), AMOUNTS, max_size=2),
+)
+FEW = st.one_of(st.integers(0, 9), st.integers(0, 10**6), st.sampled_from([MAX_COUNT]))
+
+
+@st.composite
+def counted(draw: st.DrawFn) -> dict[str, Any]:
+    """Counts that nearly always fit: each part takes of what is left of its whole."""
+    counts = {"input_tokens": draw(FEW), "output_tokens": draw(FEW)}
+    left = dict(counts)
+    for name in draw(st.lists(st.sampled_from(PARTS), max_size=4, unique=True)):
+        whole = "output_tokens" if name in OUTPUT_PARTS else "input_tokens"
+        counts[name] = min(draw(FEW), left[whole])
+        left[whole] -= counts[name]
+        counts[name] += draw(st.sampled_from([0] * 19 + [1]))
+    for name in draw(st.lists(st.sampled_from(WITHOUT_TOKENS), max_size=2)):
+        counts[name] = draw(FEW)
+    return counts
+
+
+def test_plain_tags_are_taken_by_the_library() -> None:
+    """All together, and each alone in its slice, where its row has the least room."""
+    plain = json.dumps(body())[:-1]
+    records = [
+        Record(n, f'{plain}, "tags": {tags}}}'.replace('"e"', f'"e{n}"').encode())
+        for n, tags in enumerate(PLAIN_TAGS)
+    ]
+    for slices in ([records], [[record] for record in records]):
+        compiled = assert_same(slices)
+        assert compiled.intake.left == []
+        events = [msgspec.msgpack.decode(row, type=PricedEvent) for _, row in compiled.rows]
+        assert [event.tags for event in events] == [json.loads(tags) for tags in PLAIN_TAGS]
+
+
+def test_no_other_tags_are_taken_by_the_library() -> None:
+    plain = json.dumps(body())[:-1]
+    records = [
+        Record(n, f'{plain}, "tags": {tags}}}'.replace('"e"', f'"e{n}"').encode())
+        for n, tags in enumerate(OTHER_TAGS)
+    ]
+    compiled = assert_same([records])
+    assert compiled.intake.left == [offset for offset, _ in compiled.rows]
+    assert len(compiled.rows) + len(compiled.taken.rejected) == len(records)
+    assert compiled.rows
+
+
+def test_tags_beside_every_counter() -> None:
+    events = [RICH | {"tags": tags_of(n), "reasoning_tokens": n, "images": n} for n in range(17)]
+    assert all(assert_taken(events))
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(SOME_PRICES, min_size=1, max_size=3),
+    st.sampled_from([None, None, "0.333333333", "1.5", "0", "0.000001"]),
+    st.lists(st.tuples(st.integers(0, 2), counted()), min_size=1, max_size=30),
+)
+def test_prices_made_up(
+    prices: list[dict[str, Any]], factor: str | None, events: list[tuple[int, dict[str, Any]]]
+) -> None:
+    rates = [own(f"made-{n}", **one) for n, one in enumerate(prices)]
+    if factor:
+        rates.append(rate("made", provider="own", model="made-*", multiplier=factor))
+    records = [
+        Record(n, json.dumps(body(
+            event_id=str(n), provider="own", model=f"made-{model % len(prices)}", **counts
+        )).encode())
+        for n, (model, counts) in enumerate(events)
+    ]  # fmt: skip
+    assert_same([records], rates)
 
 
 def test_a_slice_has_at_most_so_many_records(monkeypatch: pytest.MonkeyPatch) -> None:
