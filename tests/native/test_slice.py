@@ -25,7 +25,7 @@ from pipeline.core.event_fields import (
     OUTPUT_PARTS,
 )
 from pipeline.core.events import PricedEvent
-from pipeline.core.home import home_partition
+from pipeline.core.home import home_partition, partition_of
 from pipeline.core.intake import Intake, Taken
 from pipeline.core.prices import PriceVersion
 from pipeline.core.rates import PER_MILLION, PER_UNIT, RateLog
@@ -389,6 +389,22 @@ def test_the_same_names_on_every_day() -> None:
     compiled = assert_same(slices)
     assert len(compiled.rows) == 14 * 60
     assert len(compiled.totals) > 60 * 7
+
+
+def test_where_a_user_is_merged() -> None:
+    """Names of every length, so that the hash ends in every way."""
+    users = ["x" * length for length in range(1, 257)] + ["*", "a:b", "user:", "%7C|"]
+    events = [body(event_id=str(n), user_id=user) for n, user in enumerate(users)]
+    side = Side(is_compiled=True)
+    side.intake.take(
+        [Record(n, json.dumps(event).encode()) for n, event in enumerate(events)],
+        side.prices,
+        LIMITS,
+        side.taken,
+    )
+    assert side.intake.left == []
+    homes = {c.scope: c.home for c in side.totals.take_changed() if c.scope.startswith("user:")}
+    assert homes == {f"user:{u}": partition_of(f"user:{u}".encode(), PARTITIONS) for u in users}
 
 
 def test_sums_beyond_64_bits() -> None:
