@@ -32,6 +32,10 @@ _LONGEST_NAME: Final = 4_096
 _FREE_COUNTS: Final = (0,) * len(COUNTERS)
 _NOT_HERE: Final = (0, 0, 0, 0, 0, *_FREE_COUNTS, 1, 0, 0)
 
+# Columns of ``SUM``; of places and lengths there are three.
+_DAY, _AT, _LENGTH, _HOME, _REQUESTS, _TOKENS, _COST_NANO = 0, 1, 4, 7, 8, 9, 10
+_RARE: Final = slice(11, 14)
+
 _NOTHING: Final = RecordColumns.of([])
 
 _Row = tuple[int, ...]
@@ -177,19 +181,24 @@ class UsualSlice:
         # A character for each byte, from the first value to the last; the names are all ASCII.
         text = str(memoryview(self._records.data)[self._begin : self._end], "latin-1")
         shared, users = work.shared.items[:shared], work.users.items[:users]
-        day, *columns = self._columns(shared)
-        names = (_cut(text, columns[at], columns[3 + at]) for at in range(3))
-        day_of_user, at, _, _, length, _, _, home, *amounts = self._columns(users)
-        scopes = ["user:" + user for user in _cut(text, at, length)]
+        names = [self._names(text, shared, number) for number in range(3)]
+        scopes = ["user:" + user for user in self._names(text, users, 0)]
         return Sums(
-            zip(day, *names, *columns[7:10], _rare(shared), strict=False),
-            zip(day_of_user, scopes, home, *amounts[:3], _rare(users), strict=False),
-        )
+            zip(_column(shared, _DAY), *names, *_amounts(shared), _rare(shared), strict=False),
+            zip(
+                _column(users, _DAY), scopes, _column(users, _HOME), *_amounts(users),
+                _rare(users), strict=False,
+            ),
+        )  # fmt: skip
 
-    def _columns(self, sums: npt.NDArray[Any]) -> list[list[int]]:
-        """The values of ``SUM``, a list each, with places that count from the first value on."""
-        sums[:, 1:4] -= self._begin
-        return sums.T.tolist()
+    def _names(self, text: str, sums: npt.NDArray[Any], number: int) -> list[str]:
+        """One of the three names of each sum; ``text`` begins with the first value."""
+        starts, lengths = _column(sums, _AT + number), _column(sums, _LENGTH + number)
+        begin = self._begin
+        return [
+            text[at - begin : at - begin + length]
+            for at, length in zip(starts, lengths, strict=True)
+        ]
 
     def _rates_of(
         self, models: list[list[int]], prices: PriceVersion
@@ -215,13 +224,17 @@ class UsualSlice:
         return rates, names
 
 
-def _cut(text: str, starts: list[int], lengths: list[int]) -> list[str]:
-    return [text[at : at + length] for at, length in zip(starts, lengths, strict=True)]
+def _column(sums: npt.NDArray[Any], number: int) -> list[int]:
+    return sums[:, number].tolist()
+
+
+def _amounts(sums: npt.NDArray[Any]) -> list[list[int]]:
+    return [_column(sums, number) for number in (_REQUESTS, _TOKENS, _COST_NANO)]
 
 
 def _rare(sums: npt.NDArray[Any]) -> Iterable[Rare | None]:
-    """The last three of ``SUM``; without end where there are none."""
-    rare = sums[:, -3:]
+    """The rare amounts of each sum; without end where there are none."""
+    rare = sums[:, _RARE]
     if not rare.any():
         return repeat(None)
     return [tuple(values) if any(values) else None for values in rare.tolist()]
