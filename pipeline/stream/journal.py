@@ -82,7 +82,7 @@ _delta_decoder = msgspec.msgpack.Decoder(_Delta)
 _shard_decoder = msgspec.msgpack.Decoder(_Shard)
 _cells_decoder = msgspec.msgpack.Decoder(list[CellValue])
 _wide_cells_decoder = msgspec.msgpack.Decoder(list[_PackedCell])
-_WIDE = 1 << 63
+_LEAST, _MOST = -(1 << 63), (1 << 64) - 1
 _T = TypeVar("_T", _Delta, _Shard)
 
 
@@ -96,7 +96,7 @@ def _encoded(cells: Sequence[CellValue], *head: object) -> bytes:
 
 
 def _packed(totals: Totals) -> Sequence[int | str]:
-    return [n if -_WIDE <= n < _WIDE else str(n) for n in totals]
+    return [n if _LEAST <= n <= _MOST else str(n) for n in totals]
 
 
 def _unpacked(cells: msgspec.Raw) -> list[CellValue]:
