@@ -15,7 +15,12 @@ from pipeline.stream.transport import Records, Slice, one_behind_the_other
 MAX_PENDING_RECORDS = 40_000
 MAX_PENDING_BYTES = 32 * 1024 * 1024
 MAX_PART_RECORDS = 5_000
-MAX_TAKE_BYTES = 4 * 1024 * 1024
+MAX_TAKE_BYTES = 8 * 1024 * 1024
+MAX_JOURNAL_BYTES = 4 * 1024 * 1024
+"""What becomes of the records of one take has to fit into one record of a journal."""
+MAX_CELLS_BYTES = 4 * 1024
+"""However large an event is, a journal has no more of it than the scopes and totals of five cells:
+896 characters of ids, up to four bytes each, and 365 bytes."""
 RESEEK_S = 2.0
 
 
@@ -23,27 +28,44 @@ RESEEK_S = 2.0
 class _Part:
     piece: Slice
     size_bytes: int
+    journal_bytes: int
 
 
 def _parts(piece: Slice) -> list[_Part]:
-    """The slice, cut wherever ``MAX_PART_RECORDS`` or ``MAX_TAKE_BYTES`` of them are full."""
+    """The slice, cut wherever a take would be full, or ``MAX_PART_RECORDS`` are."""
     records = piece.records
     sizes_bytes = _sizes_bytes(records)
-    size_bytes = sum(sizes_bytes)
-    if len(records) <= MAX_PART_RECORDS and size_bytes <= MAX_TAKE_BYTES:
-        return [_Part(piece, size_bytes)]
+    whole = _Part(piece, sum(sizes_bytes), _journal_bytes(sizes_bytes))
+    if len(records) <= MAX_PART_RECORDS and _fits(whole.size_bytes, whole.journal_bytes):
+        return [whole]
     parts: list[_Part] = []
-    position, first, filled = piece.position, 0, 0
+    position, first = piece.position, 0
+    filled, journal = 0, 0
     for index, size_bytes in enumerate(sizes_bytes):
-        is_full = filled + size_bytes > MAX_TAKE_BYTES or index - first >= MAX_PART_RECORDS
-        if index > first and is_full:
+        for_journal = _journal_bytes((size_bytes,))
+        has_room = _fits(filled + size_bytes, journal + for_journal)
+        if index > first and not (has_room and index - first < MAX_PART_RECORDS):
             offset = records[index].offset
-            parts.append(_Part(Slice(piece.tp, position, offset, records[first:index]), filled))
-            position, first, filled = offset, index, 0
+            cut = Slice(piece.tp, position, offset, records[first:index])
+            parts.append(_Part(cut, filled, journal))
+            position, first = offset, index
+            filled, journal = 0, 0
         filled += size_bytes
+        journal += for_journal
     rest = Slice(piece.tp, position, piece.next_position, records[first:]) if first else piece
-    parts.append(_Part(rest, filled))
+    parts.append(_Part(rest, filled, journal))
     return parts
+
+
+def _fits(size_bytes: int, journal_bytes: int) -> bool:
+    return size_bytes <= MAX_TAKE_BYTES and journal_bytes <= MAX_JOURNAL_BYTES
+
+
+def _journal_bytes(sizes_bytes: Sequence[int]) -> int:
+    """How much of records of these sizes a journal may have at most."""
+    if max(sizes_bytes, default=0) <= MAX_CELLS_BYTES:
+        return sum(sizes_bytes)
+    return sum(min(size_bytes, MAX_CELLS_BYTES) for size_bytes in sizes_bytes)
 
 
 def _sizes_bytes(records: Records) -> list[int]:
@@ -121,16 +143,18 @@ class Inbox:
     def take(self, limit: int) -> Records:
         """The pending records, about ``limit`` at most; moves ``reached``.
 
-        They hold at most ``MAX_TAKE_BYTES``, or are a single larger record: what becomes of them
-        has to fit into one record of a journal.
+        They hold at most ``MAX_TAKE_BYTES``, or are a single larger record, and at most
+        ``MAX_JOURNAL_BYTES`` for a journal.
         """
-        pieces, count, taken_bytes = list[Records](), 0, 0
+        pieces, count, taken_bytes, journal_bytes = list[Records](), 0, 0, 0
         while self._slices and count < limit:
-            if count and taken_bytes + self._slices[0].size_bytes > MAX_TAKE_BYTES:
-                break
-            part = self._slices.popleft()
-            piece = part.piece
+            part = self._slices[0]
             taken_bytes += part.size_bytes
+            journal_bytes += part.journal_bytes
+            if count and not _fits(taken_bytes, journal_bytes):
+                break
+            self._slices.popleft()
+            piece = part.piece
             self._pending -= len(piece.records)
             self._pending_bytes -= part.size_bytes
             found = piece.records

@@ -8,9 +8,11 @@ from faust.types import TP
 
 from pipeline.stream import inbox as inbox_module
 from pipeline.stream.inbox import Inbox
+from pipeline.stream.journal import Position, delta_record
 from pipeline.stream.transport import Slice
 
 PARTITION = TP("usage.events", 0)
+LETTER = "\N{GRINNING FACE}"
 
 
 def record(offset: int, size_bytes: int = 1) -> ConsumerRecord[bytes, bytes]:
@@ -104,16 +106,14 @@ async def test_takes_are_bounded_and_join() -> None:
     assert taken(inbox, 7) == list(range(12, 18))
 
 
-async def test_takes_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inbox_module, "MAX_TAKE_BYTES", 100)
+@pytest.mark.parametrize("bound", ["MAX_TAKE_BYTES", "MAX_JOURNAL_BYTES"])
+async def test_takes_are_bounded_in_bytes(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox_module, bound, 100)
     inbox = Inbox(0, Seeks(), asyncio.Event())
     await inbox.offer(piece(0, 25, size_bytes=10, reaches=27))
     await inbox.offer(piece(27, 28, size_bytes=1_000))
     await inbox.offer(piece(28, 30, size_bytes=10))
-    runs: list[tuple[list[int], int]] = []
-    while not inbox.is_empty:
-        runs.append((taken(inbox), inbox.reached))
-    assert runs == [
+    assert all_taken(inbox) == [
         (list(range(10)), 10),
         (list(range(10, 20)), 20),
         (list(range(20, 25)), 27),
@@ -121,6 +121,37 @@ async def test_takes_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> No
         ([28, 29], 30),
     ]
     assert len(inbox) == 0
+
+
+async def test_a_journal_has_only_so_much_of_a_large_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inbox_module, "MAX_CELLS_BYTES", 30)
+    monkeypatch.setattr(inbox_module, "MAX_JOURNAL_BYTES", 100)
+    inbox = Inbox(0, Seeks(), asyncio.Event())
+    await inbox.offer(piece(0, 3, size_bytes=1_000))
+    await inbox.offer(piece(3, 5, size_bytes=5))
+    await inbox.offer(piece(5, 9, size_bytes=31))
+    assert all_taken(inbox) == [([0, 1, 2, 3, 4], 5), ([5, 6, 7], 8), ([8], 9)]
+
+
+def test_the_longest_ids_are_within_what_a_journal_is_thought_to_have() -> None:
+    """Letters of four bytes, and the largest numbers that MessagePack has."""
+    scopes = ["all", f"port:{LETTER * 128}"]
+    scopes += [f"{kind}:{LETTER * 256}" for kind in ("org", "group", "user")]
+    most = 2**64 - 1
+    cells = [(scope, 2**31, (most, most, most, most, most, most)) for scope in scopes]
+    _, one = delta_record(1, Position(), cells)
+    _, none = delta_record(1, Position(), [])
+    assert len(one) - len(none) <= inbox_module.MAX_CELLS_BYTES
+
+
+def all_taken(inbox: Inbox) -> list[tuple[list[int], int]]:
+    """Take for take, the offsets and what was reached."""
+    runs: list[tuple[list[int], int]] = []
+    while not inbox.is_empty:
+        runs.append((taken(inbox), inbox.reached))
+    return runs
 
 
 @pytest.mark.parametrize(
