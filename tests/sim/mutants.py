@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core import accounts, dedupe, intake, outbox, tariffs
+from pipeline.core import accounts, dedupe, intake, tariffs
 from pipeline.core.blocks import PricedBlock
 from pipeline.corrections import ledger as corrections_ledger
 from pipeline.corrections import resolver
@@ -233,7 +233,7 @@ def versions_start_again(patch: pytest.MonkeyPatch) -> None:
 @mutant
 def published_states_are_believed(patch: pytest.MonkeyPatch) -> None:
     """What was published before is not compared with what ought to be there."""
-    patch.setattr(outbox.Outbox, "restore", lambda self, key, value: None)
+    patch.setattr(accounts.Accounts, "restore_published", lambda self, key, value: None)
 
 
 @mutant
