@@ -42,6 +42,12 @@ class Rows:
         """The rows from number ``first`` up to ``last`` (exclusive)."""
         return self.packed[self._starts_at(first) : self._starts_at(last)]
 
+    def run_from(self, first: int, most_rows: int, most_bytes: int) -> int:
+        """Where a run from number ``first`` on ends (exclusive): it has so many rows and bytes at
+        most, and one row at least."""
+        end = int(np.searchsorted(self.ends, self._starts_at(first) + most_bytes, side="right"))
+        return min(max(end, first + 1), first + most_rows, len(self))
+
     def merged(self, other: "Rows", before: Ints) -> "Rows":
         """These with the ``other`` ones among them; ``before`` each of those so many of these."""
         pieces, reached = list[bytes | memoryview](), 0

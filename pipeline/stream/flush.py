@@ -17,6 +17,8 @@ from pipeline.stream.tables import SourceTable
 from pipeline.stream.transaction import MAX_BATCH_BYTES, Outbox, Record
 
 BLOCK_ROWS = 1_000
+BLOCK_BYTES = 4 * 1024 * 1024
+"""Of rows: half of what a broker takes as one record of the topic."""
 PARTIAL_CELLS = 5_000
 
 
@@ -39,10 +41,12 @@ class BlockRun:
 
         Makes none where nothing is left to be covered.
         """
-        for first in range(0, len(rows), BLOCK_ROWS):
-            last = min(first + BLOCK_ROWS, len(rows))
+        first = 0
+        while first < len(rows):
+            last = rows.run_from(first, BLOCK_ROWS, BLOCK_BYTES)
             end = int(rows.offsets[last - 1]) + 1 if last < len(rows) else next_offset
             self._seal(last - first, rows.cut(first, last), taken, end)
+            first = last
         if next_offset > self._next_offset:
             self._seal(0, b"", taken, next_offset)
 

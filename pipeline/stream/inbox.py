@@ -35,15 +35,15 @@ def _parts(piece: Slice) -> list[_Part]:
     """The slice, cut wherever a take would be full, or ``MAX_PART_RECORDS`` are."""
     records = piece.records
     sizes_bytes = _sizes_bytes(records)
-    whole = _Part(piece, sum(sizes_bytes), _journal_bytes(sizes_bytes))
+    for_journal = _for_journal(sizes_bytes)
+    whole = _Part(piece, sum(sizes_bytes), sum(for_journal))
     if len(records) <= MAX_PART_RECORDS and _fits(whole.size_bytes, whole.journal_bytes):
         return [whole]
     parts: list[_Part] = []
     position, first = piece.position, 0
     filled, journal = 0, 0
-    for index, size_bytes in enumerate(sizes_bytes):
-        for_journal = _journal_bytes((size_bytes,))
-        has_room = _fits(filled + size_bytes, journal + for_journal)
+    for index, (size_bytes, counted) in enumerate(zip(sizes_bytes, for_journal, strict=True)):
+        has_room = _fits(filled + size_bytes, journal + counted)
         if index > first and not (has_room and index - first < MAX_PART_RECORDS):
             offset = records[index].offset
             cut = Slice(piece.tp, position, offset, records[first:index])
@@ -51,7 +51,7 @@ def _parts(piece: Slice) -> list[_Part]:
             position, first = offset, index
             filled, journal = 0, 0
         filled += size_bytes
-        journal += for_journal
+        journal += counted
     rest = Slice(piece.tp, position, piece.next_position, records[first:]) if first else piece
     parts.append(_Part(rest, filled, journal))
     return parts
@@ -61,11 +61,11 @@ def _fits(size_bytes: int, journal_bytes: int) -> bool:
     return size_bytes <= MAX_TAKE_BYTES and journal_bytes <= MAX_JOURNAL_BYTES
 
 
-def _journal_bytes(sizes_bytes: Sequence[int]) -> int:
+def _for_journal(sizes_bytes: list[int]) -> list[int]:
     """How much of records of these sizes a journal may have at most."""
     if max(sizes_bytes, default=0) <= MAX_CELLS_BYTES:
-        return sum(sizes_bytes)
-    return sum(min(size_bytes, MAX_CELLS_BYTES) for size_bytes in sizes_bytes)
+        return sizes_bytes
+    return [min(size_bytes, MAX_CELLS_BYTES) for size_bytes in sizes_bytes]
 
 
 def _sizes_bytes(records: Records) -> list[int]:
