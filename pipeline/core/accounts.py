@@ -24,10 +24,11 @@ from pipeline.core.outbox import Change, Outbox, Publication, Published, publish
 from pipeline.core.policies import Policy
 from pipeline.core.scopes import (
     PERIODS,
+    RecordKey,
     cell_scope,
     is_wildcard,
-    key_part,
     parse_key,
+    record_key,
     scope_kind,
     wildcard_of,
 )
@@ -85,12 +86,11 @@ class _Terms:
     Most accounts are judged alike, so the last judgement is tried before another one is made.
     """
 
-    __slots__ = ("_judged", "amount", "key_end", "period", "policy", "unpriced_column")
+    __slots__ = ("_judged", "amount", "period", "policy", "unpriced_column")
 
     def __init__(self, policy: Policy, period: _Period) -> None:
         self.policy = policy
         self.period = period
-        self.key_end = f"|{policy.unit}|{policy.period}"
         if policy.unit == "tokens":
             self.amount, self.unpriced_column = _TOKENS, _UNPRICED
         elif scope_kind(policy.scope) == "user":
@@ -162,7 +162,7 @@ class _Account(Publication):
         self.used = self.unpriced = self.cells = 0
 
     def current(self, now_ms: int) -> State | None:
-        return self.state(now_ms) if self.own or self.cells > 0 else None
+        return self.state(now_ms) if self.shown else None
 
     def state(self, now_ms: int) -> State:
         """The state now; its status becomes the one that ``judged`` has."""
@@ -421,19 +421,18 @@ class Accounts:
     def _all(self) -> Iterator[_Account]:
         return chain.from_iterable(self._entries.values())
 
-    def _account(self, scope: str, unit: str, period: str) -> _Account | None:
-        for account in self._entries.get(scope, ()):
+    def _account(self, budget: Policy | State | RecordKey) -> _Account | None:
+        for account in self._entries.get(budget.scope, ()):
             policy = account.terms.policy
-            if (policy.unit, policy.period) == (unit, period):
+            if (policy.unit, policy.period) == (budget.unit, budget.period):
                 return account
         return None
 
     def _account_under(self, key: str, published: Published) -> _Account | None:
         try:
-            budget = published if isinstance(published, State) else parse_key(key)
+            return self._account(published if isinstance(published, State) else parse_key(key))
         except InvalidField:
             return None
-        return self._account(budget.scope, budget.unit, budget.period)
 
     def _keep_orphan(self, record: Publication) -> None:
         if record.published is None:
@@ -491,7 +490,7 @@ class Accounts:
 
     def _new_account(self, scope: str, terms: _Terms, *, own: bool) -> _Account:
         """An account with nothing in it, in all the indexes."""
-        key = key_part(scope) + terms.key_end
+        key = record_key(scope, terms.policy.unit, terms.policy.period)
         account = _Account(scope, key, terms, own)
         entry = self._entries.get(scope)
         if entry is None:
@@ -522,15 +521,12 @@ class Accounts:
         """
         if is_wildcard(terms.policy.scope):
             return [account for account in self._all() if account.terms is terms]
-        account = self._account_of(terms.policy)
+        account = self._account(terms.policy)
         return [] if account is None else [account]
-
-    def _account_of(self, policy: Policy) -> _Account | None:
-        return self._account(policy.scope, policy.unit, policy.period)
 
     def _put_own(self, terms: _Terms) -> None:
         scope = terms.policy.scope
-        account = self._account_of(terms.policy)
+        account = self._account(terms.policy)
         if account is not None:
             account.terms, account.own = terms, True
             self._outbox.add_urgent(account)

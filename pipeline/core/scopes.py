@@ -108,10 +108,10 @@ def wildcard_of(scope: str) -> str | None:
 
 def record_key(scope: str, unit: str, period: str) -> str:
     """The key of the records of a policy or state."""
-    return f"{key_part(scope)}|{unit}|{period}"
+    return f"{_key_part(scope)}|{unit}|{period}"
 
 
-def key_part(scope: str) -> str:
+def _key_part(scope: str) -> str:
     """``scope`` as it stands in record keys."""
     kind, colon, plain_id = scope.partition(":")
     if colon:
