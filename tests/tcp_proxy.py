@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 CHUNK_BYTES = 64 * 1024
+ENDS_WITHIN_S = 10.0
 
 
 class TcpProxy:
@@ -28,6 +29,7 @@ class TcpProxy:
         self._running.set()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
@@ -45,6 +47,8 @@ class TcpProxy:
         self.resume()
         self.cut()
         await self._server.wait_closed()
+        if self._serving:  # cancelled with the loop, each would be logged as an error
+            await asyncio.wait(self._serving, timeout=ENDS_WITHIN_S)
 
     def stall(self) -> None:
         """Nothing passes from now on."""
@@ -60,6 +64,9 @@ class TcpProxy:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
         with contextlib.suppress(OSError):
             to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
             self._writers |= {writer, to_writer}

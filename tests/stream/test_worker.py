@@ -233,7 +233,10 @@ async def test_heartbeats_come_on_every_partition(served: WorkerDeployment) -> N
     async with (
         asyncio.timeout(60),
         AIOKafkaConsumer(
-            served.topics.state, **served.client, auto_offset_reset="latest"
+            served.topics.state,
+            **served.client,
+            auto_offset_reset="latest",
+            isolation_level="read_committed",
         ) as consumer,
     ):
         while min(map(len, seen.values())) < 3:

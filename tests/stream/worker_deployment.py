@@ -224,7 +224,10 @@ class WorkerDeployment:
         """
         async with asyncio.timeout(WAIT_S):
             async with AIOKafkaConsumer(
-                self.topics.state, **self.client, auto_offset_reset="latest"
+                self.topics.state,
+                **self.client,
+                auto_offset_reset="latest",
+                isolation_level="read_committed",
             ) as consumer:
                 waiting = set(range(PARTITIONS))
                 while waiting:
