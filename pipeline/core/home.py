@@ -11,6 +11,11 @@ from pipeline.core.cloudevents import Headers
 FORWARDED_FROM: Final = "forwarded-from"
 REPLAYED_FROM: Final = "replayed-from"
 
+MAX_CARRIED_BYTES: Final = 512 * 1024
+"""Of key and headers, so that with the largest event and one header more a record is one that every
+broker takes."""
+_HEADER_OVERHEAD_BYTES: Final = 16
+
 _MURMUR2_SEED: Final = 0x9747B28C
 _MULTIPLIER: Final = 0x5BD1E995
 _WORD: Final = 0xFFFFFFFF
@@ -60,6 +65,13 @@ def home_partition(port_id: str, partitions: int) -> int:
 def forwarded_from_header(partition: int, offset: int, timestamp_ms: int) -> tuple[str, bytes]:
     """The header that a forwarded record gets beside its original ones."""
     return FORWARDED_FROM, f"{partition}/{offset}/{timestamp_ms}".encode()
+
+
+def carried_bytes(key: bytes | None, headers: Headers) -> int:
+    """What a forwarded record carries beside its value: at most so many bytes."""
+    names = sum(len(name.encode(errors="surrogateescape")) for name, _ in headers)
+    values = sum(len(value or b"") for _, value in headers)
+    return len(key or b"") + names + values + _HEADER_OVERHEAD_BYTES * len(headers)
 
 
 def parse_forwarded_from(headers: Headers) -> ForwardedFrom | None:

@@ -1,7 +1,8 @@
 """What happens to a slice of input records: the fate of each one, decided in one fixed order.
 
     1 validate   an invalid record is rejected with its first reason
-    2 forward    an event away from its port's home partition is sent there
+    2 forward    an event away from its port's home partition is sent there; rejected where its key
+                 and headers are too large for that
     3 judge      too old or too far in the future, by the Kafka timestamp where it came first;
                  too old as well where it came home so late that its id may have been forgotten
     4 dedupe     the same (port_id, event_id) again is a duplicate, by the Kafka timestamp here
@@ -36,6 +37,8 @@ from pipeline.core.event_codec import (
 )
 from pipeline.core.events import PricedEvent
 from pipeline.core.home import (
+    MAX_CARRIED_BYTES,
+    carried_bytes,
     forwarded_from_header,
     home_partition,
     judging_time_ms,
@@ -43,7 +46,7 @@ from pipeline.core.home import (
 )
 from pipeline.core.prices import PriceVersion
 from pipeline.core.record_columns import RecordColumns
-from pipeline.core.rejections import TOO_OLD, Rejection
+from pipeline.core.rejections import TOO_LARGE, TOO_OLD, Rejection
 from pipeline.core.rows import Rows
 from pipeline.core.timestamps import US_PER_DAY, US_PER_HOUR
 from pipeline.core.totals import SourceTotals, Sums
@@ -283,7 +286,7 @@ class Intake:
                 continue
             home, begun_key = ports.get(event.port_id) or self._new_port(event.port_id)
             if home != partition:
-                taken.forwarded.append(self._forward(record, home))
+                self._forward(record, home, taken)
                 continue
             recorded_at_ms, headers = record.timestamp, record.headers
             rejection = None
@@ -331,11 +334,16 @@ class Intake:
             TOO_OLD, f"occurred_at: its day began more than {hours} h before it was forwarded here"
         )
 
-    def _forward(self, record: InputRecord, home: int) -> Forwarded:
+    def _forward(self, record: InputRecord, home: int, taken: Taken) -> None:
+        carried = carried_bytes(record.key, record.headers)
+        if carried > MAX_CARRIED_BYTES:
+            why = f"key and headers: {carried} bytes, at most {MAX_CARRIED_BYTES} to be forwarded"
+            taken.rejected.append(Rejected(record, Rejection(TOO_LARGE, why)))
+            return
         # The last such header counts, so one that was there before may stay.
         here = forwarded_from_header(self._partition, record.offset, record.timestamp)
         headers = [*record.headers, here]
-        return Forwarded(record, home, headers)
+        taken.forwarded.append(Forwarded(record, home, headers))
 
 
 def _keys(found: _Candidates) -> list[bytes]:

@@ -32,7 +32,6 @@ from pipeline.core.book import builtin_book
 from pipeline.core.corrections import Standing
 from pipeline.core.errors import CorruptRecord, Refused, TallyportError
 from pipeline.core.home import home_partition
-from pipeline.core.rejections import Rejection
 from pipeline.core.resolved import Resolved, decode_resolved, encode_resolved, resolved_of
 from pipeline.corrections.entries import EventKey, standing_of
 from pipeline.corrections.ledger import LedgerLookups
@@ -52,9 +51,10 @@ from pipeline.settings import Settings
 from pipeline.stream.epoch import read_epoch
 from pipeline.stream.rate_log import RateTail
 from pipeline.stream.reader import ReadTimedOut, read_to_end
+from pipeline.stream.rejected_record import rejected_record
 from pipeline.stream.topic_identity import topic_id
 from pipeline.stream.topics import Topics
-from pipeline.stream.transaction import MAX_BATCH_BYTES, FencedProducer, Outbox, Record
+from pipeline.stream.transaction import FencedProducer, Outbox, Record
 
 POLL_S = 0.5
 BATCH_RECORDS = 1_000
@@ -246,7 +246,7 @@ class _Tenure:
         outbox = Outbox()
         resolved = self._entries(verdicts, progress, outbox)
         for record, rejection in verdicts.rejected:
-            rejected = _rejected_record(record, rejection)
+            rejected = rejected_record(record, rejection, record.topic, record.partition)
             outbox.add(self._topics.rejected, record.partition, rejected)
         outbox.add(self._topics.resolver, 0, Record(PROGRESS_KEY, encode_progress(progress)))
         written = await self._producer.commit(outbox)
@@ -345,16 +345,3 @@ class _Tenure:
             if end is not None:
                 lag += max(0, end - await self._consumer.position(tp))
         metrics.CORRECTIONS_LAG.set(lag)
-
-
-def _rejected_record(record: ConsumerRecord, rejection: Rejection) -> Record:
-    headers = [
-        *record.headers,
-        ("reason", rejection.reason.encode()),
-        ("detail", rejection.detail.encode(errors="backslashreplace")),
-        ("source-topic", record.topic.encode()),
-        ("source-partition", b"%d" % record.partition),
-        ("source-offset", b"%d" % record.offset),
-    ]
-    is_large = len(record.value or b"") > MAX_BATCH_BYTES
-    return Record(record.key, record.value, headers, compressed=is_large)

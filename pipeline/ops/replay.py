@@ -48,7 +48,7 @@ from pipeline.stream.reader import read_to_end, topic_partitions
 from pipeline.stream.rejected_log import port_in
 from pipeline.stream.replay_log import ReplayMarks, mark_record, marks_of, read_marks
 from pipeline.stream.topics import Topics
-from pipeline.stream.transaction import FencedProducer, Outbox, Record
+from pipeline.stream.transaction import FencedProducer, Outbox, passed_on
 
 BATCH_RECORDS: Final = 500
 ACCEPTED: Final = "accepted"
@@ -260,7 +260,8 @@ class Replay:
                 )  # fmt: skip
             sent.append(one)
             record, headers = one.record, replay_headers(one.source, one.time_ms)
-            outbox.add(one.source.topic, self._home(one), Record(record.key, record.value, headers))
+            again = passed_on(record.key, record.value, headers)
+            outbox.add(one.source.topic, self._home(one), again)
         for mark in marks_of([one.place for one in sent]):
             outbox.add(self._topics.replays, 0, mark_record(mark))
             self._marks.add(mark)

@@ -7,14 +7,15 @@ from pipeline.core.adjusting import Corrected
 from pipeline.core.blocks import BLOCK_VERSION, PricedBlock, encode_block, packed_rows
 from pipeline.core.cells import CellValue
 from pipeline.core.home import partition_of
-from pipeline.core.intake import Rejected, Taken
+from pipeline.core.intake import Taken
 from pipeline.core.partials import PARTIAL_VERSION, Partial, encode_partial
 from pipeline.core.rows import Rows
 from pipeline.stream.context import StreamContext
 from pipeline.stream.journal import Position
+from pipeline.stream.rejected_record import rejected_record
 from pipeline.stream.rules import rules_record
 from pipeline.stream.tables import SourceTable
-from pipeline.stream.transaction import MAX_BATCH_BYTES, Outbox, Record
+from pipeline.stream.transaction import Outbox, Record, passed_on
 
 BLOCK_ROWS = 1_000
 BLOCK_BYTES = 4 * 1024 * 1024
@@ -151,11 +152,12 @@ def fill_outbox(
     corrections = map(encode_block, _corrections(context, partition, flush))
     for block in (*flush.blocks, *corrections):
         outbox.add(topics.priced, partition, Record(b"%d" % partition, block))
-    for rejected in taken.rejected:
-        outbox.add(topics.rejected, partition, _rejected_record(context, partition, rejected))
+    for refused in taken.rejected:
+        record = rejected_record(refused.record, refused.rejection, topics.events, partition)
+        outbox.add(topics.rejected, partition, record)
     for forwarded in taken.forwarded:
         source = forwarded.record
-        record = Record(source.key, source.value, forwarded.headers)
+        record = passed_on(source.key, source.value, forwarded.headers)
         outbox.add(topics.events, forwarded.home, record)
 
 
@@ -186,17 +188,3 @@ def _corrections(context: StreamContext, partition: int, flush: Flush) -> list[P
         )
         first_offset = next_offset
     return blocks
-
-
-def _rejected_record(context: StreamContext, partition: int, rejected: Rejected) -> Record:
-    record, rejection = rejected.record, rejected.rejection
-    headers = [
-        *record.headers,
-        ("reason", rejection.reason.encode()),
-        ("detail", rejection.detail.encode(errors="backslashreplace")),
-        ("source-topic", context.topics.events.encode()),
-        ("source-partition", b"%d" % partition),
-        ("source-offset", b"%d" % record.offset),
-    ]
-    is_large = len(record.value or b"") > MAX_BATCH_BYTES
-    return Record(record.key, record.value, headers, compressed=is_large)

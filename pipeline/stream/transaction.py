@@ -17,6 +17,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.producer.transaction_manager import TransactionState
 from aiokafka.structs import OffsetAndMetadata, RecordMetadata, TopicPartition
 
+from pipeline.core.home import carried_bytes
 from pipeline.faults import point
 from pipeline.record_headers import RawNamesBatch, has_raw_names
 from pipeline.stream.large_batch import LargeValueBatch, is_large
@@ -27,7 +28,8 @@ TRANSACTION_TIMEOUT_MS = 10_000
 REQUEST_TIMEOUT_MS = 8_000
 MAX_BATCH_BYTES = 1024 * 1024
 NO_COMPRESSION, GZIP = 0, 1
-MAX_REQUEST_BYTES = 16 * 1024 * 1024
+MAX_REQUEST_BYTES = 64 * 1024 * 1024
+"""As much as ``usage.rejected`` takes as one record: what came compressed may grow on its way."""
 NO_OFFSETS: Mapping[TopicPartition, int] = MappingProxyType({})
 
 # A transaction that starts while the markers of the one before are still being written is told to
@@ -48,6 +50,12 @@ class Record:
     headers: Headers = ()
     timestamp_ms: int | None = None
     compressed: bool = False
+
+
+def passed_on(key: bytes | None, value: bytes | None, headers: Headers) -> Record:
+    """A client's record, which may have come compressed, to be sent as it is."""
+    size_bytes = len(value or b"") + carried_bytes(key, headers)
+    return Record(key, value, headers, compressed=size_bytes > MAX_BATCH_BYTES)
 
 
 @dataclass(slots=True)

@@ -103,6 +103,16 @@ def test_the_first_accepted_wins_within_the_horizon_and_not_beyond() -> None:
     assert list(count.duplicates) == [1]
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_what_is_too_large_to_be_forwarded_is_rejected(more: int) -> None:
+    away = home_of(BODY["port_id"], 2) ^ 1
+    content = b"x" * (512 * 1024 - len(b"k") - 2 * (16 + len("trace")) - len(b"y") + more)
+    headers = (("trace", content), ("trace", b"y"))
+    count = recount_of([record(0, event(), partition=away, h=headers)], 2).counts[away]
+    fates = (f"forwarded to partition {away ^ 1}", "rejected: too-large")
+    assert count.fate_of(0) == fates[more]
+
+
 def test_a_forwarded_record_is_judged_by_its_first_time() -> None:
     old = (END - timedelta(days=7)).isoformat()
     value = event(occurred_at=old)

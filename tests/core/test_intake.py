@@ -184,6 +184,19 @@ def test_an_event_of_another_partition_is_forwarded_and_not_judged_here() -> Non
     assert len(partition.totals) == 0
 
 
+@pytest.mark.parametrize(("more", "fate"), [(0, "forwarded"), (1, "rejected")])
+def test_what_is_too_large_to_be_forwarded_is_rejected(more: int, fate: str) -> None:
+    """512 KiB of the key (``key``), and of each header its name, value and 16 bytes."""
+    value = b"x" * (512 * 1024 - len("key") - 2 * (16 + len("trace")) - len(b"y") + more)
+    headers = [("trace", value), ("trace", b"y")]
+    partition = Partition()
+    taken = partition.take(
+        Record(7, body("a", OTHER_PORTS[0]), headers=headers), Record(8, body("b"), headers=headers)
+    )
+    assert partition.fates() == {7: fate, 8: "row"}
+    assert [one.rejection.reason for one in taken.rejected] == ["too-large"] * more
+
+
 @pytest.mark.parametrize(
     ("whence", "age_ms", "fate", "recorded_at_ms"),
     [

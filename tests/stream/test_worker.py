@@ -462,6 +462,44 @@ async def test_a_backlog_of_long_ids_fits_into_its_flushes(fresh: WorkerDeployme
     await fresh.assert_exact()
 
 
+async def test_large_keys_and_headers_stop_nobody(fresh: WorkerDeployment) -> None:
+    """They came compressed; one cannot be sent on to its home, the others are rejected anyway."""
+    topic, events = fresh.topics.events, []
+    options = {
+        "max_request_size": 64 * MIB,
+        "max_batch_size": 64 * MIB,
+        "compression_type": "gzip",
+    }
+    home = home_of("far")
+    valid, invalid = json.dumps(event(1, port_id="far", event_id="far")).encode(), b"no json"
+    for value, partition, key, trace in (
+        (valid, 1 - home, b"k", b"x" * (9 * MIB)),
+        (invalid, home, b"k", b"x" * (20 * MIB)),
+        (invalid, home, b"y" * (9 * MIB), b"x"),
+    ):
+        headers = [("trace", trace)]
+        offset = await fresh.put_bytes(topic, key, value, partition, headers, **options)
+        events.append((partition, offset, key, value, headers))
+    worker = fresh.start_worker()
+    await worker.wait_ready()
+    await fresh.publish([event(n) for n in range(10)])
+    await fresh.settled()
+    copies = {
+        (int(told["source-partition"]), int(told["source-offset"])): (copy, told)
+        async for records in read_to_end(fresh.client, fresh.topics.rejected)
+        for copy in records
+        for told in [dict(copy.headers)]
+    }
+    reasons = []
+    for partition, offset, key, value, headers in events:
+        copy, told = copies[partition, offset]
+        assert (copy.key, copy.value, list(copy.headers[:1])) == (key, value, headers)
+        reasons.append(told["reason"])
+    assert reasons == [b"too-large", b"malformed-json", b"malformed-json"]
+    assert b"to be forwarded" in copies[events[0][:2]][1]["detail"]
+    await fresh.assert_exact()
+
+
 async def test_the_largest_record_a_broker_takes_can_be_rejected(fresh: WorkerDeployment) -> None:
     partition, topic = 0, fresh.topics.events
     largest = b"x" * (8 * MIB - 120)

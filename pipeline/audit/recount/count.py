@@ -11,7 +11,13 @@ from pipeline.audit.recount.cells import RunningCells, entry_of
 from pipeline.audit.recount.digests import OffsetDigests, TimedDigests, digest_of
 from pipeline.audit.recount.envelopes import Headers, Unreadable
 from pipeline.audit.recount.events import REASONS, Reading, judge_age, read_event
-from pipeline.audit.recount.places import Place, forwarded_from, home_of, replayed_from
+from pipeline.audit.recount.places import (
+    Place,
+    can_be_forwarded,
+    forwarded_from,
+    home_of,
+    replayed_from,
+)
 from pipeline.audit.recount.prices import Prices, RateHistory
 from pipeline.audit.recount.pseudonyms import Pseudonyms
 from pipeline.audit.recount.rates import RateRecord
@@ -218,7 +224,7 @@ class Recount:
             return unreadable.reason
         home = home_of(event.port_id, self._partitions)
         if home != record.partition:
-            return home
+            return home if can_be_forwarded(record.key, record.headers) else "too-large"
         recorded_at_ms = record.timestamp_ms
         source = forwarded_from(record.headers) if record.headers else None
         if source is not None:

@@ -8,6 +8,8 @@ from pipeline.audit.recount.envelopes import Headers
 
 _PLACE = re.compile(rb"(\d{1,10})/(\d{1,19})/(\d{1,15})")
 _MAX_TIMESTAMP_MS = 253_402_300_799_999
+_MAX_CARRIED_BYTES = 524_288
+_BYTES_OF_A_HEADER = 16
 
 
 class Place(NamedTuple):
@@ -22,6 +24,15 @@ class Place(NamedTuple):
 def home_of(text: str, partitions: int) -> int:
     """murmur2 as Kafka's Java client computes it over UTF-8, modulo the partitions."""
     return (_murmur2(text.encode()) & 0x7FFFFFFF) % partitions
+
+
+def can_be_forwarded(key: bytes | None, headers: Headers) -> bool:
+    """Whether key and headers, each name and content and 16 bytes more, are at most 512 KiB."""
+    carried_bytes = len(key or b"")
+    for name, content in headers:
+        carried_bytes += _BYTES_OF_A_HEADER + len(name.encode("utf-8", "surrogateescape"))
+        carried_bytes += len(content or b"")
+    return carried_bytes <= _MAX_CARRIED_BYTES
 
 
 def forwarded_from(headers: Headers) -> Place | None:
