@@ -20,7 +20,8 @@ only what 8 does, and recovery does that too. An error in 3–7 ends the process
 knows more than the log.
 
 With much input waiting, 1 and 2 of the next flush run while 3–7 of the one before are under way:
-memory may be one flush ahead of the log, never two.
+memory may be two flushes ahead of the log, one that is being sent and one that is gathered, never
+three.
 """
 
 import asyncio
@@ -44,8 +45,6 @@ from pipeline.stream.transport import FetchState
 from pipeline.stream.turns import TurnProducer
 
 MAX_FLUSH_RECORDS = 40_000
-HELD_BACK_RECORDS = 750
-"""Of a flush while states wait to be published: each record may make several of them due."""
 EARLY_RECORDS = 32_000
 """While a transaction is under way the next flush is begun only with so many waiting: every flush
 writes each cell and state that it moved, so few large ones cost less than many small ones."""
@@ -153,12 +152,17 @@ class FlushLoop:
         if all(stage.is_idle for stage in self._prices.values()):
             return
         rates = self._context.rates
-        self.doing = "it waits until the end of the rates is confirmed"
-        await rates.wait_confirmed(self._context.settings.price_lead_s)
         self.doing = "it takes records"
+        # Marks and states go on meanwhile, and so do transactions, which may not last long.
+        lead_s = self._context.settings.price_lead_s
+        self.awaits_rates = not await rates.confirmed_within(MARK_INTERVAL_S, lead_s)
+        if self.awaits_rates:
+            return
         now_s = time.monotonic()
-        is_behind = any(merge.is_behind(now_s) for merge in self._merges.values())
-        most = HELD_BACK_RECORDS if is_behind else MAX_FLUSH_RECORDS
+        limits = [merge.input_limit(now_s, MAX_FLUSH_RECORDS) for merge in self._merges.values()]
+        most = min(limits, default=MAX_FLUSH_RECORDS)
+        if not most:
+            return
         limit = max(1, most // len(self._prices))
         for stage in self._prices.values():
             flush = await stage.gather(rates.version, limit)

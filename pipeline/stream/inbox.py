@@ -14,7 +14,6 @@ from pipeline.stream.transport import Records, Slice, one_behind_the_other
 
 MAX_PENDING_RECORDS = 40_000
 MAX_PENDING_BYTES = 32 * 1024 * 1024
-MAX_PART_RECORDS = 5_000
 MAX_TAKE_BYTES = 8 * 1024 * 1024
 MAX_JOURNAL_BYTES = 4 * 1024 * 1024
 """What becomes of the records of one take has to fit into one record of a journal."""
@@ -32,19 +31,18 @@ class _Part:
 
 
 def _parts(piece: Slice) -> list[_Part]:
-    """The slice, cut wherever a take would be full, or ``MAX_PART_RECORDS`` are."""
+    """The slice, cut wherever the bytes of a take would be full."""
     records = piece.records
     sizes_bytes = _sizes_bytes(records)
     for_journal = _for_journal(sizes_bytes)
     whole = _Part(piece, sum(sizes_bytes), sum(for_journal))
-    if len(records) <= MAX_PART_RECORDS and _fits(whole.size_bytes, whole.journal_bytes):
+    if _fits(whole.size_bytes, whole.journal_bytes):
         return [whole]
     parts: list[_Part] = []
     position, first = piece.position, 0
     filled, journal = 0, 0
     for index, (size_bytes, counted) in enumerate(zip(sizes_bytes, for_journal, strict=True)):
-        has_room = _fits(filled + size_bytes, journal + counted)
-        if index > first and not (has_room and index - first < MAX_PART_RECORDS):
+        if index > first and not _fits(filled + size_bytes, journal + counted):
             offset = records[index].offset
             cut = Slice(piece.tp, position, offset, records[first:index])
             parts.append(_Part(cut, filled, journal))
@@ -55,6 +53,22 @@ def _parts(piece: Slice) -> list[_Part]:
     rest = Slice(piece.tp, position, piece.next_position, records[first:]) if first else piece
     parts.append(_Part(rest, filled, journal))
     return parts
+
+
+def _halves(part: _Part, count: int) -> tuple[_Part, _Part]:
+    """The first ``count`` records, which are not all, and the others."""
+    piece = part.piece
+    records, middle = piece.records, piece.records[count].offset
+    sizes_bytes = _sizes_bytes(records[:count])
+    size_bytes, journal_bytes = sum(sizes_bytes), sum(_for_journal(sizes_bytes))
+    return (
+        _Part(Slice(piece.tp, piece.position, middle, records[:count]), size_bytes, journal_bytes),
+        _Part(
+            Slice(piece.tp, middle, piece.next_position, records[count:]),
+            part.size_bytes - size_bytes,
+            part.journal_bytes - journal_bytes,
+        ),
+    )
 
 
 def _fits(size_bytes: int, journal_bytes: int) -> bool:
@@ -141,19 +155,22 @@ class Inbox:
         self._arrived.set()
 
     def take(self, limit: int) -> Records:
-        """The pending records, about ``limit`` at most; moves ``reached``.
+        """The pending records, ``limit`` at most; moves ``reached``.
 
         They hold at most ``MAX_TAKE_BYTES``, or are a single larger record, and at most
         ``MAX_JOURNAL_BYTES`` for a journal.
         """
         pieces, count, taken_bytes, journal_bytes = list[Records](), 0, 0, 0
         while self._slices and count < limit:
-            part = self._slices[0]
+            part = self._slices.popleft()
+            if len(part.piece.records) > limit - count:
+                part, rest = _halves(part, limit - count)
+                self._slices.appendleft(rest)
             taken_bytes += part.size_bytes
             journal_bytes += part.journal_bytes
             if count and not _fits(taken_bytes, journal_bytes):
+                self._slices.appendleft(part)
                 break
-            self._slices.popleft()
             piece = part.piece
             self._pending -= len(piece.records)
             self._pending_bytes -= part.size_bytes

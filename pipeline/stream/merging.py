@@ -33,12 +33,11 @@ STATES_HEARTBEAT_S = 0.1
 PUBLISH_RECORDS = 2_000
 BUSY_RECORDS = 200
 BUSY_INTERVAL_S = 0.1
-# Without a moment when everything was published no heartbeat may move on: then input waits, and
-# more is published at a time, as the sources of this worker go on making states due. It has to be
-# more than a flush that is held back can make due here, or a long backlog of many scopes never has
-# such a moment.
+# Without a moment when everything was published no heartbeat may move on: then more is published at
+# a time, and the sources of this worker take few records or none.
 CATCH_UP_S = 1.0
 CATCH_UP_RECORDS = 5_000
+HELD_BACK_RECORDS = 750
 TAKE_RECORDS = 1_000
 VERSION_BITS = 36
 VERSION_HEADER = "version"
@@ -78,6 +77,7 @@ class MergeStage:
         self._caught_up_at_s = 0.0
         # What was still due after the last time; what is due before the next one came since.
         self._left_due = 0
+        self._let_in_at_due: int | None = None
 
     def apply_local(self, partial: Partial) -> None:
         """Takes a partial of a source partition that lives in this worker."""
@@ -105,6 +105,21 @@ class MergeStage:
     def is_behind(self, now_s: float) -> bool:
         """Whether states have been due for too long, and more of them than go out at a time."""
         return self._left_due > 0 and self._must_catch_up(now_s)
+
+    def input_limit(self, now_s: float, most: int) -> int:
+        """How many records the sources of this worker may take now.
+
+        ``most``; few while states have been due for too long; and none until fewer of them are
+        due than when the last few were taken. A record may make any number of states due, but so
+        there is always a moment when none is, after which heartbeats move on.
+        """
+        if not self.is_behind(now_s):
+            self._let_in_at_due = None
+            return most
+        if self._let_in_at_due is not None and self._left_due >= self._let_in_at_due:
+            return 0
+        self._let_in_at_due = self._left_due
+        return min(most, HELD_BACK_RECORDS)
 
     @property
     def _is_marked(self) -> bool:

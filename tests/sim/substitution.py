@@ -72,6 +72,7 @@ SMALL: tuple[tuple[Any, str, int], ...] = (
     (merging, "TAKE_RECORDS", 3),
     (merging, "PUBLISH_RECORDS", 3),
     (merging, "CATCH_UP_RECORDS", 30),
+    (merging, "HELD_BACK_RECORDS", 2),
     (merging, "BUSY_RECORDS", 1),
     (sink, "INSERT_MAX_ROWS", 4),
     (sink, "POLL_MAX_BLOCKS", 2),

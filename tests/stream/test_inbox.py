@@ -101,9 +101,22 @@ async def test_takes_are_bounded_and_join() -> None:
     await inbox.offer(piece(0, 6))
     await inbox.offer(piece(6, 12))
     await inbox.offer(piece(12, 18))
-    assert taken(inbox, 7) == list(range(12))
-    assert inbox.reached == 12
-    assert taken(inbox, 7) == list(range(12, 18))
+    for first, reached in ((0, 7), (7, 14), (14, 18)):
+        assert taken(inbox, 7) == list(range(first, reached))
+        assert inbox.reached == reached
+        assert len(inbox) == 18 - reached
+    assert inbox.is_empty
+
+
+async def test_a_take_leaves_the_gap_behind_its_last_record_to_the_next() -> None:
+    inbox = Inbox(0, Seeks(), asyncio.Event())
+    gapped = [record(offset) for offset in (2, 5, 6)]
+    await inbox.offer(Slice(PARTITION, 0, 9, gapped))
+    assert taken(inbox, 1) == [2]
+    assert inbox.reached == 5
+    assert taken(inbox, 1) == [5]
+    assert taken(inbox, 1) == [6]
+    assert inbox.reached == 9
 
 
 @pytest.mark.parametrize("bound", ["MAX_TAKE_BYTES", "MAX_JOURNAL_BYTES"])
@@ -168,9 +181,12 @@ async def test_who_offers_too_much_waits(
     await asyncio.sleep(0.01)
     assert not late.done()
     assert len(inbox) == 12
-    assert taken(inbox, 1) == list(range(6))
+    assert taken(inbox, 2) == [0, 1]
+    await asyncio.sleep(0.01)
+    assert not late.done()
+    assert taken(inbox, 1) == [2]
     await asyncio.wait_for(late, 5)
-    assert taken(inbox) == list(range(6, 18))
+    assert taken(inbox) == list(range(3, 18))
 
 
 async def test_closing_frees_whoever_waits(monkeypatch: pytest.MonkeyPatch) -> None:
