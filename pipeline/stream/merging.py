@@ -17,6 +17,7 @@ from pipeline.core.budgets import (
     heartbeat_json,
     heartbeat_key,
     is_heartbeat,
+    parse_heartbeat,
     parse_state,
     state_json,
 )
@@ -46,6 +47,8 @@ VERSION_HEADER = "version"
 class MergeStage:
     """Owns the states of one partition between its assignment and its revocation.
 
+    ``last_beat`` is the heartbeat of a former owner, whose claims still hold: what it contained was
+    committed, and is contained here.
     ``sources`` are the source partitions that live in the same worker: their partials come by
     ``apply_local``, and need not be read back.
     """
@@ -59,6 +62,7 @@ class MergeStage:
         version: int,
         sources: Iterable[int],
         inbox: Inbox,
+        last_beat: Heartbeat | None = None,
     ) -> None:
         self._context = context
         self._partition = partition
@@ -70,6 +74,7 @@ class MergeStage:
         self._marks: dict[int, tuple[int, int]] = {}
         self._published_marks: dict[int, tuple[int, int]] = {}
         self._version = version
+        self._last_beat = last_beat or Heartbeat(partition, 0, {})
         self._local_keys = {b"%d" % source for source in sources}
         self._heartbeat_at_s = 0.0
         self._day = 0
@@ -196,10 +201,11 @@ class MergeStage:
         outbox.add_all(self._context.topics.state, self._partition, records)
 
     def _heartbeat(self) -> Record:
-        marks = self._published_marks
+        marks, last = self._published_marks, self._last_beat
         sources = range(self._context.partitions)
-        as_of_ms = min(marks[source][1] for source in sources)
-        through = {source: marks[source][0] for source in sources}
+        # What a new owner has seen for itself may be less than what the one before could say.
+        as_of_ms = max(last.as_of_ms, min(marks[source][1] for source in sources))
+        through = {source: max(last.through.get(source, 0), marks[source][0]) for source in sources}
         value = heartbeat_json(Heartbeat(self._partition, as_of_ms, through))
         # The header outlives compaction, so versions grow even when every state is a tombstone.
         headers = [(VERSION_HEADER, b"%d" % self._version)]
@@ -217,3 +223,16 @@ def version_of(record: ConsumerRecord) -> int:
         return parse_state(record.key or b"", record.value).version
     except CorruptRecord:
         return 0
+
+
+def heartbeat_in(record: ConsumerRecord, epoch: int) -> Heartbeat | None:
+    """The heartbeat that a record of ``budget.state`` is; None for any other, also for one of
+    another epoch, whose tables are not those of this one."""
+    if record.value is None or not is_heartbeat(record.key or b""):
+        return None
+    if version_of(record) >> VERSION_BITS != epoch:
+        return None
+    try:
+        return parse_heartbeat(record.key or b"", record.value)
+    except CorruptRecord:
+        return None

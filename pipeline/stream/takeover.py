@@ -14,11 +14,11 @@ Partials between 2 and 3 are read twice, which is harmless: they are cumulative 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline import metrics
 from pipeline.core.accounts import Accounts
-from pipeline.core.budgets import is_heartbeat
+from pipeline.core.budgets import Heartbeat, is_heartbeat
 from pipeline.core.errors import CorruptRecord, Refused
 from pipeline.core.totals import SourceTotals
 from pipeline.core.windows import DAY_MS
@@ -27,7 +27,7 @@ from pipeline.stream.context import StreamContext
 from pipeline.stream.flush import scope_home
 from pipeline.stream.inbox import Inbox
 from pipeline.stream.journal import JournalReader, Position
-from pipeline.stream.merging import VERSION_BITS, MergeStage, version_of
+from pipeline.stream.merging import VERSION_BITS, MergeStage, heartbeat_in, version_of
 from pipeline.stream.ownership import Ownership
 from pipeline.stream.policy_board import PolicyBoard
 from pipeline.stream.pricing import PriceStage
@@ -159,10 +159,17 @@ async def _merges(
     for policy in board.policies():
         for account in accounts.values():
             account.put_policy(policy)
-    versions = await _restore_published(context, accounts)
+    published = await _restore_published(context, accounts)
     return {
         home: MergeStage(
-            context, home, accounts[home], dict(applied), versions[home], list(tables), inbox
+            context,
+            home,
+            accounts[home],
+            dict(applied),
+            published[home].version,
+            list(tables),
+            inbox,
+            published[home].beat,
         )
         for home, inbox in inboxes.items()
     }
@@ -190,23 +197,35 @@ def _accounts(context: StreamContext, home: int) -> Accounts:
     return Accounts(lambda scope: scope_home(scope, partitions) == home, context.clock.now_ms())
 
 
+@dataclass(slots=True)
+class _Published:
+    """What a partition of ``budget.state`` says at its end: the version to go on from, the last
+    heartbeat of this epoch, and the newest value of each key."""
+
+    version: int
+    beat: Heartbeat | None = None
+    values: dict[str, bytes | None] = field(default_factory=dict[str, bytes | None])
+
+
 async def _restore_published(
     context: StreamContext, accounts: dict[int, Accounts]
-) -> dict[int, int]:
-    """Feeds what was published last; returns the version each partition goes on from."""
-    versions = dict.fromkeys(accounts, context.epoch << VERSION_BITS)
-    last: dict[int, dict[str, bytes | None]] = {home: {} for home in accounts}
+) -> dict[int, _Published]:
+    """Feeds what was published last, and returns it by partition."""
+    found = {home: _Published(context.epoch << VERSION_BITS) for home in accounts}
     async for records in read_to_end(context.client, context.topics.state, list(accounts)):
-        home = records[0].partition
+        published = found[records[0].partition]
         for record in records:
-            versions[home] = max(versions[home], version_of(record))
+            published.version = max(published.version, version_of(record))
             key = (record.key or b"").decode(errors="replace")
-            if not is_heartbeat(key):
-                last[home][key] = record.value
-    for home, published in last.items():
-        for key, value in published.items():
+            if is_heartbeat(key):
+                published.beat = heartbeat_in(record, context.epoch) or published.beat
+            else:
+                published.values[key] = record.value
+    for home, published in found.items():
+        for key, value in published.values.items():
             accounts[home].restore_published(key, value)
-    return versions
+        published.values.clear()
+    return found
 
 
 def _seek_to(seek: Seek, topic: str, partition: int) -> Callable[[int], Awaitable[None]]:

@@ -226,6 +226,11 @@ def as_of_is_simply_now(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant
+def a_new_owner_forgets_the_last_heartbeat(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(takeover, "heartbeat_in", lambda record, epoch: None)
+
+
+@mutant
 def versions_start_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(takeover, "version_of", lambda record: 0)
 

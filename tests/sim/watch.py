@@ -97,8 +97,11 @@ class Watch:
             self._check_used(key, state, self._reached, at_most=True)
 
     def _check_heartbeat(self, number: int, entry: Entry) -> None:
+        former = self.last_heartbeats.get(number)
         body = self.last_heartbeats[number] = oracle.read_heartbeat(entry.value or b"")
         through = {int(source): offset for source, offset in body["through"].items()}
+        if former is not None:
+            self._check_falls(number, former, body)
         for source, offset in through.items():
             self._judge_up_to(source, min(offset, self._reached.get(source, 0)))
         as_of_day = body["as_of_ms"] // oracle.DAY_MS
@@ -125,6 +128,11 @@ class Watch:
             self._complain(f"{key} says {state['used']}, only {total} was committed")
         if not at_most and state["used"] < total + sum(min(delta, 0) for delta in deltas):
             self._complain(f"{key} says {state['used']}, but {total} lies below {below}")
+
+    def _check_falls(self, number: int, former: dict[str, Any], body: dict[str, Any]) -> None:
+        fallen = [s for s, offset in body["through"].items() if offset < former["through"][s]]
+        if fallen or body["as_of_ms"] < former["as_of_ms"]:
+            self._complain(f"heartbeat {number} falls from {former} to {body}")
 
     def _check_as_of(
         self, number: int, as_of_ms: int, through: dict[int, int], entry: Entry
