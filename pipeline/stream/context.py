@@ -18,8 +18,9 @@ class Rates(Protocol):
         """The prices of everything read so far."""
         ...
 
-    async def wait_confirmed(self, lead_s: float) -> None:
-        """Returns once the end of the rates topic was seen no longer than ``lead_s`` ago."""
+    async def confirmed_within(self, wait_s: float, lead_s: float) -> bool:
+        """Waits up to ``wait_s``; whether the end of the rates topic was seen no longer than
+        ``lead_s`` ago by then."""
         ...
 
 

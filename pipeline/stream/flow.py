@@ -242,7 +242,7 @@ class Flow:
             for topic, stages in ((topics.events, self.prices), (topics.partials, self.merges)):
                 for partition, stage in list(stages.items()):
                     seen = self.fetched(TP(topic, partition))
-                    await stage.inbox.look_for_missing(None if seen is None else seen.highwater)
+                    await stage.inbox.look_for_missing(None if seen is None else seen.readable)
 
     async def _ask_time(self) -> None:
         """Learns the broker's time from a record without any cells."""

@@ -5,6 +5,7 @@ rates after a minute. What is watched here is what those bounds cannot see.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -63,6 +64,7 @@ def watch_worker(
     )
     dog.watch("flush", flush_look(flow), FLUSH_GIVE_UP_S)
     dog.watch("input", input_look(flow), BROKER_GIVE_UP_S)
+    dog.watch("transactions", transactions_look(flow), math.inf, restart_helps=False)
     dog.watch("rates", rates_look(rates), BROKER_GIVE_UP_S, restart_helps=False)
     dog.watch("policies", policies_look(flow), BROKER_GIVE_UP_S, restart_helps=False)
 
@@ -92,20 +94,41 @@ def flush_look(flow: Flow) -> Look:
 
 
 def input_look(flow: Flow) -> Look:
-    """Sees every partition's input being taken while there is any."""
+    """Sees every partition's input being taken while there is any, and prices for it."""
 
     def look() -> Mapping[str, Sighting]:
         seen: dict[str, Sighting] = {}
-        topics = flow.topics
+        topics, waits = flow.topics, flow.flush_loop is not None and flow.flush_loop.awaits_rates
         for partition, stage in flow.prices.items():
             state = flow.fetched(TP(topics.events, partition))
-            ahead = 0 if state is None else state.highwater - stage.inbox.reached
+            ahead = 0 if state is None or waits else state.readable - stage.inbox.reached
             waiting = "" if ahead <= 0 else f"{ahead} records wait at offset {stage.inbox.reached}"
             seen[f"{topics.events} partition {partition}"] = Sighting(stage.inbox.reached, waiting)
         for partition, merge in flow.merges.items():
             reached = merge.inbox.reached
             waiting = "" if merge.inbox.is_empty else f"records wait at offset {reached}"
             seen[f"{topics.partials} partition {partition}"] = Sighting(reached, waiting)
+        return seen
+
+    return look
+
+
+def transactions_look(flow: Flow) -> Look:
+    """Sees the transactions of those who write events end: nothing behind one can be read."""
+
+    def look() -> Mapping[str, Sighting]:
+        seen: dict[str, Sighting] = {}
+        for partition in flow.prices:
+            state = flow.fetched(TP(flow.topics.events, partition))
+            if state is not None:
+                behind = state.highwater - state.readable
+                waiting = (
+                    f"{behind} records stand behind a producer's open transaction at offset "
+                    f"{state.readable}"
+                )
+                seen[f"{flow.topics.events} partition {partition}"] = Sighting(
+                    state.readable, waiting if behind else ""
+                )
         return seen
 
     return look

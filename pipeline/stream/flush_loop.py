@@ -88,6 +88,8 @@ class FlushLoop:
         self.commits = 0
         """How many transactions this loop has committed."""
         self.doing = "it has not gathered anything yet"
+        self.awaits_rates = False
+        """Whether input waits until the end of the rates has been seen."""
         self._round_at_s = 0.0
         self._marked_at_s = 0.0
         self._offsets_sent_at_s = 0.0

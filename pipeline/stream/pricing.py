@@ -116,7 +116,8 @@ class PriceStage:
         """
         next_offset = self._gathered.next_offset
         if self.inbox.is_empty and fetched is not None and self.inbox.reached >= fetched.highwater:
-            # Nothing was there beyond what is contained, when that fetch was asked for.
+            # Nothing was there beyond what is contained, when that fetch was asked for. To where it
+            # can be read would not do: acknowledged events may wait behind an open transaction.
             self._as_of_ms = max(self._as_of_ms, self._context.clock.at_ms(fetched.asked_at_s))
             next_offset = max(next_offset, self.inbox.reached)
         return Partial(

@@ -98,7 +98,8 @@ class RateTail:
         """Reads to the end, then goes on in a task. Raises ``RateLogError``."""
         self._task = asyncio.create_task(self._follow(), name=f"rate tail {self._tp.topic}")
         try:
-            await self._until(lambda: self.confirmed_s is not None, timeout_s)
+            if not await self._until(lambda: self.confirmed_s is not None, timeout_s):
+                raise self._not_reached(timeout_s)
         except BaseException:
             await self.stop()
             raise
@@ -122,24 +123,35 @@ class RateTail:
 
         Raises ``RateLogError`` when that does not come true in time.
         """
+        if not await self.confirmed_within(CONFIRM_TIMEOUT_S, lead_s):
+            raise self._not_reached(CONFIRM_TIMEOUT_S)
+
+    async def confirmed_within(self, wait_s: float, lead_s: float) -> bool:
+        """Waits up to ``wait_s``; whether the end of the log was seen no longer than ``lead_s``
+        ago by then. Raises ``RateLogError`` when following has failed.
+        """
         allowed_s = max(lead_s, SHORTEST_LEAD_S)
-        if self.age_s() > allowed_s:
-            await self._until(lambda: self.age_s() <= allowed_s, CONFIRM_TIMEOUT_S)
+        if self.age_s() <= allowed_s:
+            return True
+        return await self._until(lambda: self.age_s() <= allowed_s, wait_s)
 
     def age_s(self) -> float:
         """Seconds since the end of the log was last known to have been read."""
         confirmed_s = self.confirmed_s
         return math.inf if confirmed_s is None else time.monotonic() - confirmed_s
 
-    async def _until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+    async def _until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         deadline_s = time.monotonic() + timeout_s
         while not condition():
             self._raise_failure(self._task)
             if time.monotonic() > deadline_s:
-                raise RateLogError(
-                    f"the end of topic {self._tp.topic} was not reached in {timeout_s:.0f} s"
-                )
+                return False
             await asyncio.sleep(POLL_S)
+        return True
+
+    def _not_reached(self, timeout_s: float) -> RateLogError:
+        topic = self._tp.topic
+        return RateLogError(f"the end of topic {topic} was not reached in {timeout_s:.0f} s")
 
     def _raise_failure(self, task: "asyncio.Task[None] | None") -> None:
         if task is None or not task.done():

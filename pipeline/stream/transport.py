@@ -58,13 +58,16 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class FetchState:
-    """What the last answered fetch of a partition saw: the log's end.
+    """What the last answered fetch of a partition saw: the log's end, and how far it can be read.
 
-    ``asked_at_s`` (monotonic) is when it was asked for: an answer that waited in a socket while
-    this process stood still does not speak of the time when it was read.
+    Between ``readable`` and ``highwater`` is what stands behind a transaction that is open, records
+    that are acknowledged among it. ``asked_at_s`` (monotonic) is when it was asked for: an answer
+    that waited in a socket while this process stood still does not speak of the time when it was
+    read.
     """
 
     highwater: int
+    readable: int
     asked_at_s: float
 
 
@@ -114,8 +117,9 @@ class SliceConsumerThread(AIOKafkaConsumerThread):
             answer = await fetch(assignment, node_id, request)
             for tp in tps:
                 if _timestamp(assignment, tp) != before[tp]:
-                    highwater = assignment.state_value(tp).highwater
-                    self._fetch_states[tp] = FetchState(highwater, asked_at_s)
+                    state = assignment.state_value(tp)
+                    readable = state.highwater if state.lso is None else state.lso
+                    self._fetch_states[tp] = FetchState(state.highwater, readable, asked_at_s)
             return answer
 
         fetcher._proc_fetch_request = fetch_and_note

@@ -217,7 +217,7 @@ class SimulatedWorker:
                     self._on_failure(Refused(f"simulated: {tp} lacks offset {positions[tp]}"))
                     return
                 self._positions[tp] = fetched.position
-                self._fetched[tp] = FetchState(fetched.highwater, asked_at_s)
+                self._fetched[tp] = FetchState(fetched.highwater, fetched.stable, asked_at_s)
                 piece = Slice(tp, positions[tp], fetched.position, fetched.records)
                 if piece.next_position != piece.position:
                     await self._hand_over(piece, generation)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -9,17 +10,22 @@ from pathlib import Path
 
 import httpx
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from pipeline.ops.loopback_ports import free_port
+from pipeline.stream.rate_log import CONFIRM_MARGIN_S, SHORTEST_LEAD_S
+from pipeline.stream.tables import read_tables
+from pipeline.stream.transaction import TRANSACTION_TIMEOUT_MS
 from tests.processes import PartProcess
 from tests.proxied_kafka import ProxiedKafka
-from tests.stream.worker_deployment import WorkerDeployment, event
+from tests.stream.worker_deployment import WorkerDeployment, event, home_of
 from tests.tcp_proxy import TcpProxy
 
 NOTICED_WITHIN_S = 60.0
 ENDS_WITHIN_S = 120.0
 TESTS = Path(__file__).parent.parent
 DAY_S = 86_400
+UNCONFIRMED_S = SHORTEST_LEAD_S + CONFIRM_MARGIN_S
 
 
 @pytest.fixture
@@ -171,6 +177,64 @@ async def test_a_clock_that_jumps_by_a_day_in_both_directions(
     # Only before the first event was counted was there anything left.
     assert all(b'"used":0,' in (record.value or b"") for record in states)
     assert await worker.stopped() == 0
+
+
+async def test_a_producers_open_transaction_is_named_and_waited_for(
+    deployment: WorkerDeployment,
+) -> None:
+    worker, url = watched(deployment)
+    await worker.wait_ready()
+    await deployment.publish([event(n) for n in range(30)])
+    await deployment.settled()
+    held = event(30)
+    partition = home_of(held["port_id"])
+    producer = AIOKafkaProducer(**deployment.client, transactional_id=f"{deployment.prefix}client")
+    async with producer:
+        async with producer.transaction():
+            await producer.send_and_wait(
+                deployment.topics.events,
+                json.dumps(held).encode(),
+                held["port_id"].encode(),
+                partition=partition,
+            )
+            behind = [event(n) for n in range(31, 60)]
+            await deployment.publish(behind)
+            assert "a producer's open transaction" in await becomes(url, "/health/ready", 503)
+            assert (await health(url, "/health/live"))[0] == 200
+            beats = await deployment.heartbeats()
+            later = await deployment.heartbeats()
+        # What stands behind it is acknowledged and not counted: no state may look as if it was.
+        assert {beat["as_of"] for beat in beats} == {beat["as_of"] for beat in later}
+    deployment.sent.append(held)
+    await becomes(url, "/health/ready", 200)
+    await deployment.settled()
+    await deployment.assert_exact()
+    assert worker.exit_status() is None
+
+
+async def test_a_worker_outlasts_rates_whose_end_nobody_confirms(
+    deployment: WorkerDeployment, tmp_path: Path
+) -> None:
+    """For longer than a transaction of its may last; nothing is priced meanwhile."""
+    fault = tmp_path / "fault"
+    paths = {"PYTHONPATH": str(TESTS / "rates_fault"), "RATES_FAULT": str(fault)}
+    worker, url = watched(deployment, TALLYPORT_PRICE_LEAD_S="0", **paths)
+    await worker.wait_ready()
+    await deployment.publish([event(n) for n in range(30)])
+    await deployment.settled()
+    fault.touch()
+    await asyncio.sleep(UNCONFIRMED_S)
+    await deployment.publish([event(n) for n in range(30, 60)])
+    assert "reading rates" in await becomes(url, "/health/ready", 503)
+    assert (await health(url, "/health/live"))[0] == 200
+    await asyncio.sleep(TRANSACTION_TIMEOUT_MS / 1000)
+    assert (await health(url, "/health/live"))[0] == 200
+    counted = await read_tables(deployment.client, deployment.topics, [0, 1])
+    assert sum(view.position.accepted for view in counted.values()) == 30
+    fault.unlink()
+    await deployment.settled()
+    await deployment.assert_exact()
+    assert worker.exit_status() is None
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import math
+import time
 from typing import Any
 
 import pytest
@@ -109,7 +111,12 @@ async def test_a_tail_follows_and_confirms(place: tuple[dict[str, Any], str]) ->
         confirmed_s = tail.confirmed_s or 0.0
         await until(lambda: (tail.confirmed_s or 0.0) > confirmed_s)
         await tail.wait_confirmed(0)
+        assert await tail.confirmed_within(60, 0)
         assert 0 < tail.age_s() < 20
+        tail.confirmed_s = time.monotonic() - 3_600
+        assert await tail.confirmed_within(0, 7_200)
+        tail.confirmed_s = -math.inf
+        assert not await tail.confirmed_within(-1, 7_200)
     finally:
         await tail.stop()
 

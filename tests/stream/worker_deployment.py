@@ -241,6 +241,25 @@ class WorkerDeployment:
                             if all(through.get(str(p), 0) >= end for p, end in ends.items()):
                                 waiting.discard(record.partition)
 
+    async def heartbeats(self) -> list[dict[str, Any]]:
+        """One that is published from now on, of each partition of ``budget.state``."""
+        found: dict[int, dict[str, Any]] = {}
+        async with (
+            asyncio.timeout(WAIT_S),
+            AIOKafkaConsumer(
+                self.topics.state,
+                **self.client,
+                auto_offset_reset="latest",
+                isolation_level="read_committed",
+            ) as consumer,
+        ):
+            while len(found) < PARTITIONS:
+                for records in (await consumer.getmany(timeout_ms=200)).values():
+                    for record in records:
+                        if record.key.startswith(b"!heartbeat|"):
+                            found[record.partition] = json.loads(record.value)
+        return [found[partition] for partition in range(PARTITIONS)]
+
     def _check_alive(self) -> None:
         last = self.workers[-1]
         assert last.exit_status() is None, f"the worker has ended: {last.printed}"
