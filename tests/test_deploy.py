@@ -45,6 +45,20 @@ def test_services_depend_on_services_and_use_volumes_that_exist() -> None:
                 assert source in COMPOSE["volumes"]
 
 
+def test_keys_are_made_where_the_api_reads_them_and_as_its_user() -> None:
+    file = Path(OURS["api"]["environment"]["TALLYPORT_API_KEYS_FILE"])
+    assert OURS["cli"]["environment"]["TALLYPORT_API_KEYS_FILE"] == str(file)
+    # The folder is mounted, as each change of the keys replaces the file.
+    assert f"api-keys:{file.parent}:ro" in OURS["api"]["volumes"]
+    assert f"api-keys:{file.parent}" in OURS["cli"]["volumes"]
+    assert not any("user" in service for service in OURS.values())
+    dockerfile = (ROOT / "deploy/Dockerfile").read_text("utf-8")
+    before, _, after = dockerfile.rpartition("\nUSER ")
+    owner = after.split()[0]
+    assert f"install -d -o {owner} -m 700 {file.parent}" in before
+    assert f"install -o {owner} -m 600 /dev/null {file}" in before
+
+
 def test_services_reach_each_other_where_they_listen() -> None:
     worker = OURS["worker"]["environment"]
     url = worker["TALLYPORT_CLICKHOUSE_URL"]

@@ -1,5 +1,6 @@
 """What the docs say exists, and what exists the docs say."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -160,11 +161,71 @@ def test_links_within_the_repository_resolve(path: Path) -> None:
             assert (path.parent / target.split("#")[0]).exists(), target
 
 
-def test_the_event_in_the_readme_is_valid() -> None:
+def rows_under(heading: str, markdown: str) -> list[str]:
+    """The first cell of each row of the table under a heading, without its backticks."""
+    section = re.split(r"^## ", markdown.split(f"\n## {heading}\n")[1], flags=re.MULTILINE)[0]
+    return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+
+
+def test_fields_of_events_are_documented_one_for_one() -> None:
+    from pipeline.core.event_fields import FIELDS
+
+    page = text("docs/events.md")
+    assert rows_under("Fields", page) == [*FIELDS]
+    pattern = r"^\| `(\w+)` \| [^|]+ \| required \|"
+    required = re.findall(pattern, page, re.MULTILINE)
+    assert required == [name for name, rules in FIELDS.items() if rules.required]
+
+
+def test_bounds_and_defaults_of_fields_are_those_of_the_code() -> None:
+    from pipeline.core import event_fields
+    from pipeline.core.event_codec import decode_event
+
+    table = dict(
+        re.findall(r"^\| `(\w+)` \| ([^|]+ \| [^|]+) \|", text("docs/events.md"), re.MULTILINE)
+    )
+    sent = dict.fromkeys(("event_id", "port_id", "provider", "model"), "x")
+    event = decode_event(json.dumps({**sent, "occurred_at": "2026-11-22T10:15:00Z"}).encode())
+    for name in event_fields.FIELDS:
+        words, default = table[name].split(" | ")
+        if default != "required":
+            attribute = "audio_nano" if name == "audio_seconds" else name
+            assert json.loads(default.strip("`")) == getattr(event, attribute), name
+        if name in event_fields.COUNTERS:
+            assert words == "integer, 0 to 10¹⁰"
+        elif name in event_fields.OPTIONAL_TEXTS:
+            assert words == f"string, to {event_fields.MAX_TEXT_CHARS}"
+        elif name in event_fields.FLAGS:
+            assert words == "boolean"
+    assert event_fields.MAX_COUNT == 10**10
+    for name in sent:
+        assert table[name].startswith(f"string, 1 to {event_fields.MAX_ID_CHARS} |")
+    assert table["feature"].startswith(f"string, to {event_fields.MAX_FEATURE_CHARS} |")
+    for name, choices in (
+        ("kind", event_fields.KINDS),
+        ("billing_scope", event_fields.BILLING_SCOPES),
+    ):
+        assert tuple(re.findall(r"`(\w+)`", table[name].split(" | ")[0])) == choices
+
+
+def test_reasons_for_a_rejection_are_documented_in_their_order() -> None:
+    from pipeline.core.rejections import CORRECTION_REASONS, EVENT_REASONS
+
+    page = text("docs/events.md")
+    assert rows_under("Reasons for a rejection", page) == [*EVENT_REASONS]
+    for reason in CORRECTION_REASONS:
+        assert f"`{reason}`" in page
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/events.md"])
+def test_events_in_the_docs_are_valid(name: str) -> None:
     from pipeline.core.event_codec import decode_event
     from pipeline.core.events import Event
 
-    examples = re.findall(r"^```json\n(.*?)^```", text("README.md"), re.MULTILINE | re.DOTALL)
+    page = text(name)
+    examples = re.findall(r"^```json\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    for file in re.findall(r"^cat > events.ndjson <<EOF\n(.*?)^EOF$", page, re.M | re.DOTALL):
+        examples += file.replace("$(date -u +%FT%TZ)", "2026-11-22T10:15:00Z").splitlines()
     assert examples
     for example in examples:
         assert isinstance(decode_event(example.encode()), Event), example
