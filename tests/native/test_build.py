@@ -114,7 +114,8 @@ def test_no_memory_is_touched_that_is_not_its_own(tmp_path: Path) -> None:
         "sys.exit(pytest.main(['-q', '-x', '-p', 'no:cacheprovider', *sys.argv[2:]]))"
     )
     folder = Path(__file__).parent
-    tests = [folder / "test_slice.py", folder / "test_batches.py"]
+    of_ids = folder.parent / "core" / "test_dedupe.py"
+    tests = [folder / "test_slice.py", folder / "test_batches.py", of_ids]
     ran = subprocess.run(
         [sys.executable, "-c", code, str(target), *map(str, tests)],
         env={"PATH": "/usr/bin:/bin", "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"},
