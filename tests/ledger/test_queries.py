@@ -15,7 +15,7 @@ from pipeline.core.policies import Policy
 from pipeline.core.scopes import format_scope
 from pipeline.core.windows import DAY_MS, window
 from pipeline.ledger.budget_actuals import MAX_NAMED, budgets_against_actual
-from pipeline.ledger.client import LedgerAddress, connect
+from pipeline.ledger.client import connect
 from pipeline.ledger.columns import by_month, entries_table
 from pipeline.ledger.day_marks import DayMarks
 from pipeline.ledger.filters import DIMENSIONS, UsageFilters, asked
@@ -478,7 +478,7 @@ def test_a_dimension_is_one_of_the_list(ledger: Client, text: str) -> None:
             ask()
 
 
-def test_a_filter_keeps_text_as_it_is(address: LedgerAddress, client: Client) -> None:
+def test_a_filter_keeps_text_as_it_is(client: Client) -> None:
     """Every nasty id is found as itself, by itself alone."""
     from tests.ledger.priced_blocks import block, row
 
