@@ -31,7 +31,7 @@ from pipeline.stream.rate_log import load_rates
 from pipeline.stream.reader import read_to_end
 from tests.e2e.metering import LEAD_S, Metering
 from tests.processes import WAIT_S
-from tests.stream.worker_deployment import RATE, event
+from tests.stream.worker_deployment import RATE, SETTING_S, event
 
 POLICIES: list[dict[str, Any]] = [
     {"scope": "all", "unit": "cost", "period": "month", "hard_cap": "1"},
@@ -46,8 +46,6 @@ SELECT (SELECT count() FROM rate_records), (SELECT count() FROM (
     SELECT key, argMax(value, (epoch, offset)) AS value FROM policy_records
     GROUP BY key HAVING value != ''))
 """
-SETTING_S = 10
-"""As long as it may take to get a rate into its topic."""
 FAULTS = ("begun", "joined", "registers", "ids", "tables", "verified")
 
 

@@ -18,6 +18,7 @@ from tests.stream.worker_deployment import (
     INPUT_NANO,
     PARTITIONS,
     RATE,
+    SETTING_S,
     WorkerDeployment,
     event,
     home_of,
@@ -328,8 +329,7 @@ async def test_a_rate_with_lead_time_switches_at_a_recorded_offset(
     await worker.wait_ready()
     await fresh.publish([event(n, port_id="rated") for n in range(10)])
     await fresh.settled()
-    # All of this but the lead time is there for the rate to get into its topic.
-    switches = datetime.now(UTC) + timedelta(seconds=5)
+    switches = datetime.now(UTC) + timedelta(seconds=1 + SETTING_S)  # 1 is the lead time
     switch = switches.isoformat()
     later = {
         **RATE,
