@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from clickhouse_connect.driver.client import Client
 
-from pipeline import faults
+from pipeline import faults, metrics
 from pipeline.core.blocks import PricedBlock
 from pipeline.ledger import day_marks, rolling, rollup
 from pipeline.ledger.client import LedgerAddress, connect
@@ -447,22 +447,27 @@ def test_the_roller_beside_a_sink_closes_days(
     settings = load_settings({"TALLYPORT_CLICKHOUSE_URL": url_of(address)})
     blocks = past_blocks(11, 6)
     insert(client, DayMarks(), blocks)
-    mine = False
-    with rolling.rolling_up(settings, lambda: mine):
-        time.sleep(0.5)
+    mine, asked = False, 0
+
+    def is_mine() -> bool:
+        nonlocal asked
+        asked += 1
+        return mine
+
+    with rolling.rolling_up(settings, is_mine):
+        wait_for(lambda: asked > 5)
         assert open_days(client) == days_of(blocks)
         client.command("RENAME TABLE rollup_users TO away")
+        before = failures()
         mine = True
-        wait_for(lambda: "0.0" not in failures())
+        wait_for(lambda: failures() > before)
         client.command("RENAME TABLE away TO rollup_users")
         wait_for(lambda: not open_days(client))
     assert_exact(client, blocks)
 
 
-def failures() -> str:
-    from pipeline.metrics import ROLLUP_FAILURES
-
-    return str(ROLLUP_FAILURES._value.get())  # pyright: ignore
+def failures() -> float:
+    return metrics.REGISTRY.get_sample_value("tallyport_rollup_failures_total") or 0.0
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
