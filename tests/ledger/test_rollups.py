@@ -388,6 +388,7 @@ def test_a_roller_waits_until_a_day_is_quiet(client: Client) -> None:
     assert roller.turn(client) == 1
 
 
+@pytest.mark.usefixtures("one_day")
 def test_today_is_not_closed(client: Client) -> None:
     now_us = int(time.time()) * 1_000_000
     insert(client, DayMarks(), [block([row(occurred_at_us=now_us)], 0, 1)])
