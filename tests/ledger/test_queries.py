@@ -21,7 +21,6 @@ from pipeline.ledger.day_marks import DayMarks
 from pipeline.ledger.filters import DIMENSIONS, UsageFilters, asked
 from pipeline.ledger.migrate import migrate_address
 from pipeline.ledger.queries import named_queries, named_query
-from pipeline.ledger.rollup import Roller
 from pipeline.ledger.trends import cost_percentiles, daily_series, focus_charges, month_on_month
 from pipeline.ledger.usage import (
     as_of,
@@ -32,6 +31,7 @@ from pipeline.ledger.usage import (
     usage_report,
 )
 from pipeline.ledger.user_events import EventPlace, user_events
+from tests.ledger.closed_days import close_all
 from tests.ledger.priced_blocks import chain, dicts
 
 Entry = dict[str, Any]
@@ -102,7 +102,7 @@ def ledger(
     client = connect(address)
     fill(client, entries)
     if request.param == "closed":
-        assert Roller(quiet_s=0).turn(client) == 4
+        assert close_all(client) == 4
     yield client
     client.command(f"DROP DATABASE {address.database}")
     client.close()

@@ -24,6 +24,7 @@ from pipeline.ledger.columns import by_month, entries_table
 from pipeline.ledger.day_marks import MARK_HOLDS_S, QUIET_S, DayMarks
 from pipeline.ledger.rollup import ROLLUPS, Roller, close_day, drop_generations
 from pipeline.settings import load_settings
+from tests.ledger.closed_days import close_all
 from tests.ledger.priced_blocks import block, chain, dicts, row
 
 # Days that lie in the past for sure, as only those are closed.
@@ -64,11 +65,6 @@ def insert(client: Client, marks: DayMarks, blocks: Sequence[PricedBlock]) -> No
     for month in by_month(entries_table(blocks, "USD")):
         client.insert_arrow("ledger_entries", month, settings={"async_insert": 0})
     marks.after_change(client, days)
-
-
-def close_all(client: Client) -> int:
-    """In one turn, however long that takes."""
-    return Roller(quiet_s=0, clock=lambda: 0.0).turn(client)
 
 
 def open_days(client: Client) -> set[date]:
