@@ -18,7 +18,7 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 HERE = Path(__file__).parent
-_FIXTURES = ("kafka_fixture", "ledger_fixture", "native_fixture")
+_FIXTURES = ("day_fixture", "kafka_fixture", "ledger_fixture", "native_fixture")
 pytest_plugins = [f"tests.{name}" for name in _FIXTURES if (HERE / f"{name}.py").exists()]
 
 TOGETHER = ("page", "clients")

@@ -1,10 +1,20 @@
-"""The members of a consumer group that died, taken out of it without a wait for their sessions."""
+"""The members of a consumer group, and how those that died leave it without a wait."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.group import LeaveGroupRequest
+
+
+async def members_of(client: Mapping[str, Any], group: str) -> list[str]:
+    """The ids of the members of ``group``; ``client`` holds aiokafka's connection arguments."""
+    admin = AIOKafkaAdminClient(**client)
+    await admin.start()
+    try:
+        return await _members(admin, group)
+    finally:
+        await admin.close()
 
 
 async def forget_dead_members(client: Mapping[str, Any], group: str) -> None:
@@ -15,10 +25,13 @@ async def forget_dead_members(client: Mapping[str, Any], group: str) -> None:
     admin = AIOKafkaAdminClient(**client)
     await admin.start()
     try:
-        described = await admin.describe_consumer_groups([group])
-        members = [member[0] for member in described[0].groups[0][5]]
         coordinator = await admin.find_coordinator(group)
-        for member in members:
+        for member in await _members(admin, group):
             await admin._client.send(coordinator, LeaveGroupRequest(group, member))
     finally:
         await admin.close()
+
+
+async def _members(admin: AIOKafkaAdminClient, group: str) -> list[str]:
+    [described] = await admin.describe_consumer_groups([group])
+    return [member[0] for member in described.groups[0][5]]

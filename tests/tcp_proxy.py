@@ -13,15 +13,18 @@ class TcpProxy:
     """Listens on ``port`` and passes everything on to ``target_port``, both on loopback.
 
     After ``stall`` nothing passes, in either direction, and connections stay open; ``held_bytes``
-    is what has come since. While
-    ``swallowing`` requests pass and their answers are lost. While ``refusal`` is set it is the
-    answer to everything that is sent. ``cut`` ends every connection.
+    is what has come since. While ``swallowing`` requests pass and their answers are lost;
+    ``swallow_from`` begins that with the first request that holds these bytes. While ``refusal``
+    is set it is the answer to everything that is sent, and ``refused`` counts those answers.
+    ``cut`` ends every connection.
     """
 
     def __init__(self, target_port: int, port: int = 0) -> None:
         self.port = port
         self.swallowing = False
+        self.swallow_from = b""
         self.refusal = b""
+        self.refused = 0
         self.swallowed_bytes = 0
         self.held_bytes = 0
         self._target_port = target_port
@@ -95,7 +98,10 @@ class TcpProxy:
                 answers.write(self.refusal)
                 await answers.drain()
                 answers.close()
+                self.refused += 1
                 break
+            if answers is not None and self.swallow_from and self.swallow_from in data:
+                self.swallowing = True
             if answers is None and self.swallowing:
                 self.swallowed_bytes += len(data)
                 continue

@@ -559,7 +559,7 @@ def test_rows_beyond_the_cut_do_not_count(recount: Recount, log: list[LogRecord]
     assert in_rows(recount, log, rows, cuts=cuts) == []
 
 
-def test_what_is_not_shown_is_still_counted(recount: Recount, log: list[LogRecord]) -> None:
+def test_what_is_not_shown_is_still_counted(recount: Recount) -> None:
     findings = Findings()
     suspects = compare_rows(findings, recount, TOPIC, [], cuts_of(recount))
     add_suspects(findings, recount, suspects, {}, {})

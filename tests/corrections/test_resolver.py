@@ -9,6 +9,8 @@ import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from tests.corrections.desk import Desk
 from tests.processes import WAIT_S
 from tests.stream.worker_deployment import RATE, event
@@ -188,6 +190,7 @@ def tallyport(desk: Desk, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_the_commands_show_the_difference_and_carry_it_out(desk: Desk) -> None:
     unpriced = {"provider": "unheard-of", "port_id": "bulk"}
     await desk.count(

@@ -134,7 +134,7 @@ class Metering:
                 await asyncio.sleep(POLL_S)
 
     async def held(self) -> None:
-        """Waits until the ledger has everything that was sent, policies and rates included."""
+        """Waits until the ledger shows the rows of all that was sent; manifests come after them."""
         await self.counted()
         async with asyncio.timeout(WAIT_S):
             while await asyncio.to_thread(self._lacks_something):

@@ -87,6 +87,8 @@ async def test_a_full_disk_is_waited_for(
     await metering.publish([event(n) for n in range(300)])
     await metering.held()
     before = metering.query("SELECT count(), sum(cost_nano) FROM usage_ledger")
+    # Rows show before their manifest, which would not fit any more.
+    await metering.until_query("SELECT sum(rows) FROM sink_manifests", [before[0][:1]])
 
     assert server.process is not None
     disk.fill(server.process.pid)

@@ -120,6 +120,7 @@ async def running(kafka: str, topic_prefix: str, tmp_path: Path) -> AsyncIterato
             yield Running(deployment, box, hook)
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_everybody_is_told_once(running: Running) -> None:
     async with httpx.AsyncClient(base_url=running.deployment.api_url, timeout=120) as client:
         named = await client.put("/v1/names/port:harbor-7", json={"display_name": "Seven <7>"})

@@ -29,9 +29,10 @@ from pipeline.stream.merging import VERSION_BITS
 from pipeline.stream.policy_log import load_policies
 from pipeline.stream.rate_log import load_rates
 from pipeline.stream.reader import read_to_end
+from tests.day_fixture import within_one_day
 from tests.e2e.metering import LEAD_S, Metering
 from tests.processes import WAIT_S
-from tests.stream.worker_deployment import RATE, event
+from tests.stream.worker_deployment import RATE, SETTING_S, event
 
 POLICIES: list[dict[str, Any]] = [
     {"scope": "all", "unit": "cost", "period": "month", "hard_cap": "1"},
@@ -46,8 +47,8 @@ SELECT (SELECT count() FROM rate_records), (SELECT count() FROM (
     SELECT key, argMax(value, (epoch, offset)) AS value FROM policy_records
     GROUP BY key HAVING value != ''))
 """
-SETTING_S = 10
-"""As long as it may take to get a rate into its topic."""
+FILLED_S = 240.0
+"""As long as it may take to fill, and to compare the day's states with another Kafka's."""
 FAULTS = ("begun", "joined", "registers", "ids", "tables", "verified")
 
 
@@ -56,6 +57,7 @@ def filled(
     kafka: str, module_ledger: LedgerAddress, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Metering]:
     """Policies, rates and events of two days, all of it in the ledger; nothing runs."""
+    within_one_day(FILLED_S)
     metering = Metering(kafka, module_ledger, tmp_path_factory.mktemp("metering"))
     try:
         asyncio.run(fill(metering))

@@ -22,9 +22,9 @@ from pipeline.ledger.dropped import DROPPED, KEPT, registered
 from pipeline.ledger.dropping import drop_month, finish_interrupted
 from pipeline.ledger.export import Content, month_content, read_back, write_month
 from pipeline.ledger.months import parse_month
-from pipeline.ledger.rollup import Roller
 from pipeline.ops.export import LOCK_NAME, export_months
 from pipeline.settings import Settings
+from tests.ledger.closed_days import close_all
 from tests.ledger.priced_blocks import chain
 from tests.stream.conftest import url_of
 
@@ -52,7 +52,7 @@ def filled(client: Client) -> Client:
     for entries in by_month(entries_table(BLOCKS, "USD")):
         client.insert_arrow("ledger_entries", entries)
         client.insert_arrow("ledger_entries", entries.slice(0, 5))
-    Roller(quiet_s=0).turn(client)
+    close_all(client)
     return client
 
 
@@ -152,7 +152,7 @@ def test_a_dropped_month_is_gone_and_known(filled: Client, tmp_path: Path) -> No
     assert rollups.first_row == (0,)
     tables = [name for (name,) in filled.query("SHOW TABLES").result_rows]
     assert [name for name in tables if name.startswith("leaving")] == []
-    Roller(quiet_s=0).turn(filled)
+    close_all(filled)
     assert row_of(filled, DAILY) == left
 
 

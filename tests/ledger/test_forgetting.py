@@ -19,11 +19,11 @@ from pipeline.ledger.export import Content
 from pipeline.ledger.forgetting import check_forgettable, left_of, rename_user
 from pipeline.ledger.months import parse_month
 from pipeline.ledger.pseudonyms import Pseudonyms, load_pseudonyms, remember_forgotten
-from pipeline.ledger.rollup import Roller
 from pipeline.ledger.writer import LedgerWriter
 from pipeline.ops.forget import user_of
 from pipeline.settings import Settings
 from tests import ledger_fixture
+from tests.ledger.closed_days import close_all
 from tests.ledger.priced_blocks import chain
 from tests.stream.conftest import url_of
 
@@ -55,7 +55,7 @@ def by_user(client: Client, view: str = "usage_ledger") -> dict[str, tuple[Any, 
 
 def test_amounts_stay_and_the_id_goes(address: LedgerAddress, client: Client) -> None:
     write(writer_to(address), run(BLOCKS))
-    Roller(quiet_s=0).turn(client)
+    close_all(client)
     before = by_user(client)
     pseudonym = remember_forgotten(client, "usér|3")
     assert pseudonym == remember_forgotten(client, "usér|3") != remember_forgotten(client, "u9")
@@ -64,7 +64,7 @@ def test_amounts_stay_and_the_id_goes(address: LedgerAddress, client: Client) ->
     assert left_of(client, "usér|3") == 0
     expected = {pseudonym if user == "usér|3" else user: sums for user, sums in before.items()}
     assert by_user(client) == by_user(client, "usage_daily") == expected
-    Roller(quiet_s=0).turn(client)
+    close_all(client)
     assert by_user(client, "usage_daily") == by_user(client, "usage_daily_users") == expected
     assert rename_user(client, "usér|3", pseudonym) == []
 

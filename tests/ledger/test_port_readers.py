@@ -13,10 +13,10 @@ from pipeline.ledger.client import connect, parse_address
 from pipeline.ledger.columns import entries_table
 from pipeline.ledger.day_marks import DayMarks
 from pipeline.ledger.migrate import migrate_address
-from pipeline.ledger.rollup import Roller
 from pipeline.ledger.server.limits import quote
 from pipeline.ledger.server.port_rows import VIEWS
 from pipeline.web.key_file import create_key, revoke_key
+from tests.ledger.closed_days import close_all
 from tests.ledger.http_requests import Answer, ask
 from tests.ledger.priced_blocks import block, row
 from tests.ledger_fixture import LedgerAddress, LedgerProcess
@@ -90,7 +90,7 @@ def fill(ledger: LedgerAddress) -> None:
     days = [START.date() + timedelta(days=day) for day in range(DAYS)]
     DayMarks().before_change(client, days)
     client.insert_arrow("ledger_entries", entries_table([block(rows, 0, PER_DAY)], "USD"))
-    assert Roller(quiet_s=0).turn(client) == DAYS
+    assert close_all(client) == DAYS
     DayMarks().before_change(client, days[-1:])
     client.close()
 

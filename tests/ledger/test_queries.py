@@ -15,13 +15,12 @@ from pipeline.core.policies import Policy
 from pipeline.core.scopes import format_scope
 from pipeline.core.windows import DAY_MS, window
 from pipeline.ledger.budget_actuals import MAX_NAMED, budgets_against_actual
-from pipeline.ledger.client import LedgerAddress, connect
+from pipeline.ledger.client import connect
 from pipeline.ledger.columns import by_month, entries_table
 from pipeline.ledger.day_marks import DayMarks
 from pipeline.ledger.filters import DIMENSIONS, UsageFilters, asked
 from pipeline.ledger.migrate import migrate_address
 from pipeline.ledger.queries import named_queries, named_query
-from pipeline.ledger.rollup import Roller
 from pipeline.ledger.trends import cost_percentiles, daily_series, focus_charges, month_on_month
 from pipeline.ledger.usage import (
     as_of,
@@ -32,6 +31,7 @@ from pipeline.ledger.usage import (
     usage_report,
 )
 from pipeline.ledger.user_events import EventPlace, user_events
+from tests.ledger.closed_days import close_all
 from tests.ledger.priced_blocks import chain, dicts
 
 Entry = dict[str, Any]
@@ -102,7 +102,7 @@ def ledger(
     client = connect(address)
     fill(client, entries)
     if request.param == "closed":
-        assert Roller(quiet_s=0).turn(client) == 4
+        assert close_all(client) == 4
     yield client
     client.command(f"DROP DATABASE {address.database}")
     client.close()
@@ -478,7 +478,7 @@ def test_a_dimension_is_one_of_the_list(ledger: Client, text: str) -> None:
             ask()
 
 
-def test_a_filter_keeps_text_as_it_is(address: LedgerAddress, client: Client) -> None:
+def test_a_filter_keeps_text_as_it_is(client: Client) -> None:
     """Every nasty id is found as itself, by itself alone."""
     from tests.ledger.priced_blocks import block, row
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from clickhouse_connect.driver.client import Client
 
-from pipeline import faults
+from pipeline import faults, metrics
 from pipeline.core.blocks import PricedBlock
 from pipeline.ledger import day_marks, rolling, rollup
 from pipeline.ledger.client import LedgerAddress, connect
@@ -24,6 +24,7 @@ from pipeline.ledger.columns import by_month, entries_table
 from pipeline.ledger.day_marks import MARK_HOLDS_S, QUIET_S, DayMarks
 from pipeline.ledger.rollup import ROLLUPS, Roller, close_day, drop_generations
 from pipeline.settings import load_settings
+from tests.ledger.closed_days import close_all
 from tests.ledger.priced_blocks import block, chain, dicts, row
 
 # Days that lie in the past for sure, as only those are closed.
@@ -64,10 +65,6 @@ def insert(client: Client, marks: DayMarks, blocks: Sequence[PricedBlock]) -> No
     for month in by_month(entries_table(blocks, "USD")):
         client.insert_arrow("ledger_entries", month, settings={"async_insert": 0})
     marks.after_change(client, days)
-
-
-def close_all(client: Client) -> int:
-    return Roller(quiet_s=0).turn(client)
 
 
 def open_days(client: Client) -> set[date]:
@@ -240,7 +237,7 @@ def killed_at(address: LedgerAddress, fault: str) -> bool:
         "from pipeline.ledger import rollup\n"
         "from pipeline.ledger.client import connect, parse_address\n"
         f"client = connect(parse_address({url_of(address)!r}))\n"
-        "rollup.Roller(quiet_s=0).turn(client)\n"
+        "rollup.Roller(quiet_s=0, clock=lambda: 0.0).turn(client)\n"
         "rollup.drop_generations(client, drop_after_s=-1, given_up_after_s=-1)\n"
     )
     environ = {**os.environ, "FAULT_POINT": fault}
@@ -388,6 +385,7 @@ def test_a_roller_waits_until_a_day_is_quiet(client: Client) -> None:
     assert roller.turn(client) == 1
 
 
+@pytest.mark.usefixtures("one_day")
 def test_today_is_not_closed(client: Client) -> None:
     now_us = int(time.time()) * 1_000_000
     insert(client, DayMarks(), [block([row(occurred_at_us=now_us)], 0, 1)])
@@ -447,22 +445,27 @@ def test_the_roller_beside_a_sink_closes_days(
     settings = load_settings({"TALLYPORT_CLICKHOUSE_URL": url_of(address)})
     blocks = past_blocks(11, 6)
     insert(client, DayMarks(), blocks)
-    mine = False
-    with rolling.rolling_up(settings, lambda: mine):
-        time.sleep(0.5)
+    mine, asked = False, 0
+
+    def is_mine() -> bool:
+        nonlocal asked
+        asked += 1
+        return mine
+
+    with rolling.rolling_up(settings, is_mine):
+        wait_for(lambda: asked > 5)
         assert open_days(client) == days_of(blocks)
         client.command("RENAME TABLE rollup_users TO away")
+        before = failures()
         mine = True
-        wait_for(lambda: "0.0" not in failures())
+        wait_for(lambda: failures() > before)
         client.command("RENAME TABLE away TO rollup_users")
         wait_for(lambda: not open_days(client))
     assert_exact(client, blocks)
 
 
-def failures() -> str:
-    from pipeline.metrics import ROLLUP_FAILURES
-
-    return str(ROLLUP_FAILURES._value.get())  # pyright: ignore
+def failures() -> float:
+    return metrics.REGISTRY.get_sample_value("tallyport_rollup_failures_total") or 0.0
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -97,8 +97,16 @@ def test_without_a_compiler_it_is_said_and_no_error(tmp_path: Path) -> None:
     assert not place.exists()
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ("tests/native/test_slice.py", "tests/native/test_batches.py"),
+        ("tests/core/test_dedupe.py", "-k", "compiled"),
+    ],
+    ids=["slices and batches", "ids"],
+)
 @pytest.mark.usefixtures("compiled")
-def test_no_memory_is_touched_that_is_not_its_own(tmp_path: Path) -> None:
+def test_no_memory_is_touched_that_is_not_its_own(tmp_path: Path, chosen: tuple[str, ...]) -> None:
     """The tests of slices, batches and ids once more, with the compiler's sanitizers."""
     target = tmp_path / "libslice.so"
     try:
@@ -113,12 +121,10 @@ def test_no_memory_is_touched_that_is_not_its_own(tmp_path: Path) -> None:
         "library.LIBRARY = Path(sys.argv[1]); library.library.cache_clear(); "
         "sys.exit(pytest.main(['-q', '-x', '-p', 'no:cacheprovider', *sys.argv[2:]]))"
     )
-    folder = Path(__file__).parent
-    tests = [folder / "test_slice.py", folder / "test_batches.py"]
     ran = subprocess.run(
-        [sys.executable, "-c", code, str(target), *map(str, tests)],
+        [sys.executable, "-c", code, str(target), *chosen],
         env={"PATH": "/usr/bin:/bin", "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"},
-        cwd=folder.parent.parent, capture_output=True, text=True, timeout=380, check=False,
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=380, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
 

@@ -133,7 +133,10 @@ async def test_the_other_replica_goes_on_where_one_leaves(
         async with other.telling():
             made.levels.drafts = other.levels.drafts = [draft("a")]
             await made.settled("a|0")
-            assert other.levels.looked == 0
+            looked = made.levels.looked + other.levels.looked
+            # Whichever of the two it is now: Kafka may give the place to who came last.
+            await until(lambda: made.levels.looked + other.levels.looked > looked + 20)
+            assert [one.mail["Subject"] for one in box.taken] == ["about a"]
             made.levels.drafts = []
     other.levels.drafts = [draft("a"), draft("b")]
     async with other.telling():

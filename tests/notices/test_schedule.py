@@ -18,6 +18,7 @@ from pipeline.notices.weekly_mail import WeeklyMail, week_cover
 from pipeline.settings import Settings
 from pipeline.stream.topics import Topics, create_or_check_topics
 from tests import ledger_fixture
+from tests.group_members import members_of
 from tests.notices.drafts import draft
 from tests.notices.mail_box import MailBox, mail_box
 from tests.stream.conftest import migrated_database, url_of
@@ -68,11 +69,29 @@ async def clock(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+class Counted(WeeklyMail):
+    """Looks often, and counts how often any of its kind has."""
+
+    every_s = 0.1
+    looked = 0
+
+    async def look(self, book: NoticeBook, now_ms: int) -> list[Draft]:
+        Counted.looked += 1
+        return await super().look(book, now_ms)
+
+
+async def looks(number: int = 20) -> None:
+    """Returns after so many more."""
+    wanted = Counted.looked + number
+    async with asyncio.timeout(WAIT_S):
+        while Counted.looked < wanted:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
 def teller(settings: Settings) -> "asyncio.Task[None]":
     client = {"bootstrap_servers": settings.kafka_bootstrap}
     destinations = Destinations(settings)
-    watch = WeeklyMail(settings, destinations, dict, dict)
-    watch.every_s = 0.1
+    watch = Counted(settings, destinations, dict, dict)
     topics = Topics(settings.topic_prefix)
     post = Post(settings, topics.prefix)
     return asyncio.create_task(Notifier(client, topics, destinations, post, (watch,)).run())
@@ -91,10 +110,14 @@ async def book_of(settings: Settings) -> NoticeBook:
 
 async def test_once_on_monday_at_seven(settings: Settings, clock: Clock, box: MailBox) -> None:
     tellers = [teller(settings), teller(settings)]
+    client = {"bootstrap_servers": settings.kafka_bootstrap}
+    group = Topics(settings.topic_prefix).notices_group
     async with asyncio.timeout(WAIT_S):
         while (await book_of(settings)).begun_ms is None:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-    await asyncio.sleep(0.5)
+        while len(await members_of(client, group)) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    await looks()
     assert box.taken == []
     clock.now = SEVEN
     async with asyncio.timeout(WAIT_S):
@@ -103,7 +126,7 @@ async def test_once_on_monday_at_seven(settings: Settings, clock: Clock, box: Ma
     await ended(*tellers)
     clock.now = SEVEN + timedelta(days=6, hours=23)
     again = teller(settings)
-    await asyncio.sleep(2)
+    await looks()
     await ended(again)
     assert sorted(one.receivers[0] for one in box.taken) == ["a@harbor.example", "b@harbor.example"]
     assert {str(one.mail["Subject"]) for one in box.taken} == {

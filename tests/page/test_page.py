@@ -344,7 +344,7 @@ def test_it_works_by_keyboard(open_page: OpenPage) -> None:
     expect(page.get_by_role("heading", name="Customs House")).to_be_visible()
 
 
-def test_effective_limits(open_page: OpenPage, site: Site) -> None:
+def test_effective_limits(open_page: OpenPage) -> None:
     page = open_page("limits?port_id=harbor-1&user_id=u108&organization_id=northwind")
     rows = page.locator("tbody tr")
     expect(rows).to_have_count(6)

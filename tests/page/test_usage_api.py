@@ -122,6 +122,7 @@ def test_usage_as_csv(client: httpx.Client) -> None:
     assert more.text.splitlines()[1] != answer.text.splitlines()[1]
 
 
+@pytest.mark.usefixtures("one_day")
 @pytest.mark.parametrize("billing_scope", ["org", "user", None])
 def test_the_summary(client: httpx.Client, entries: list[Row], billing_scope: str | None) -> None:
     asked = {} if billing_scope is None else {"billing_scope": billing_scope}
@@ -156,6 +157,7 @@ def test_the_summary(client: httpx.Client, entries: list[Row], billing_scope: st
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("one_day")
 def test_what_a_port_used_and_may_use(client: httpx.Client, entries: list[Row]) -> None:
     body = ask(client, "/v1/usage/ports/harbor-1")
     assert (body["unit"], body["period"], body["policy_source"]) == ("cost", "month", "own")

@@ -1,9 +1,9 @@
 """A service as one of several that share a budget; run as a process of its own.
 
-python -m tests.producers.capped_service PORT THREADS ESTIMATE
+python -m tests.producers.capped_service PORT CAP THREADS ESTIMATE
 
-Says ``ready``, waits for a line, makes calls in so many threads until each is refused, and prints
-what it did and what it saw, all times in seconds since 1970.
+Waits for the port's hard cap, says ``ready``, waits for a line, makes calls in so many threads
+until each is refused, and prints what it did and what it saw, all times in seconds since 1970.
 """
 
 import json
@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from producers import BudgetExceeded, Meter
+from tests.producers.sides import until
 
+WAIT_S = 120.0
 CALL_S = (0.01, 0.04)
 LOOK_S = 0.001
 
@@ -32,14 +34,14 @@ class Report:
     refused: list[str] = field(default_factory=list[str])
 
 
-def run(port_id: str, threads: int, estimate: int) -> Report:
+def run(port_id: str, cap: int, threads: int, estimate: int) -> Report:
     report = Report()
     # The second meter records nothing, so all it knows is what the states say.
     with Meter.from_env() as meter, Meter.from_env() as watching:
-        assert meter.wait_ready(120)
-        assert watching.wait_ready(120)
-        while meter.check(port_id=port_id).reason == "no-policy":
-            time.sleep(0.01)
+        assert meter.wait_ready(WAIT_S)
+        assert watching.wait_ready(WAIT_S)
+        # Another policy may hold for the port until its own one comes.
+        until(lambda: meter.check(port_id=port_id).hard_cap == cap, "the policy", WAIT_S)
         print("ready", flush=True)
         sys.stdin.readline()
         working = [
@@ -52,7 +54,7 @@ def run(port_id: str, threads: int, estimate: int) -> Report:
             used: Any = watching.check(port_id=port_id).used
             report.seen.append((time.time(), used))
             time.sleep(LOOK_S)
-        assert meter.flush(120), meter.stats
+        assert meter.flush(WAIT_S), meter.stats
     return report
 
 
@@ -75,4 +77,4 @@ def _work(meter: Meter, port_id: str, estimate: int, report: Report) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))))
+    print(json.dumps(asdict(run(sys.argv[1], *map(int, sys.argv[2:])))))

@@ -164,7 +164,7 @@ def test_processes_overshoot_within_the_formula(deployment: Deployment, tmp_path
 async def run_services(settings: Settings, environ: dict[str, str], port_id: str) -> list[Report]:
     """Several services that start their calls together, to their ends."""
     whole = {**child_environ(settings, os.environ), **environ, "PYTHONPATH": str(ROOT)}
-    arguments = (port_id, str(IN_FLIGHT), str(SHARED_ESTIMATE))
+    arguments = (port_id, str(SHARED_CAP), str(IN_FLIGHT), str(SHARED_ESTIMATE))
     services = [
         await asyncio.create_subprocess_exec(
             sys.executable,

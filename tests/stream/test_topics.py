@@ -74,9 +74,13 @@ async def test_a_connection_that_is_lost_is_made_again(settings: Settings) -> No
     address = str(settings.kafka_bootstrap)
     async with TcpProxy(int(address.rpartition(":")[2])) as proxy:
         proxy.refusal = b"nothing a broker would say"
-        asyncio.get_running_loop().call_later(0.3, setattr, proxy, "refusal", b"")
         through = settings.replaced(kafka_bootstrap=f"127.0.0.1:{proxy.port}")
-        assert set(await create_or_check(through)) == set(Topics(settings.topic_prefix).names)
+        creating = asyncio.create_task(create_or_check(through))
+        while not proxy.refused and not creating.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        proxy.refusal = b""
+        assert set(await creating) == set(Topics(settings.topic_prefix).names)
+        assert proxy.refused
 
 
 async def test_the_attribute_names_lead_to_the_full_names(topic_prefix: str) -> None:

@@ -18,6 +18,7 @@ from tests.stream.worker_deployment import (
     INPUT_NANO,
     PARTITIONS,
     RATE,
+    SETTING_S,
     WorkerDeployment,
     event,
     home_of,
@@ -168,6 +169,7 @@ async def test_misrouted_events_go_home_and_count_once(served: WorkerDeployment)
     await served.assert_exact()
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_the_first_of_duplicates_wins(served: WorkerDeployment) -> None:
     await served.set_policy(scope="port:twice", unit="tokens", period="day")
     first = event(3, port_id="twice", event_id="same", input_tokens=7, output_tokens=0)
@@ -186,6 +188,7 @@ async def test_the_first_of_duplicates_wins(served: WorkerDeployment) -> None:
     assert (await served.assert_exact())["duplicate"] >= 2
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_unpriced_events_count_tokens_and_are_told(served: WorkerDeployment) -> None:
     for unit in ("tokens", "cost"):
         await served.set_policy(scope="port:dear", unit=unit, period="day")
@@ -198,6 +201,7 @@ async def test_unpriced_events_count_tokens_and_are_told(served: WorkerDeploymen
     assert nanos(state["used"]) == 100 * INPUT_NANO
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_state_is_as_the_contract_shows_it(served: WorkerDeployment) -> None:
     await served.publish([event(6, port_id="shown", input_tokens=1_234, output_tokens=0)])
     await served.set_policy(
@@ -252,6 +256,7 @@ async def test_heartbeats_come_on_every_partition(served: WorkerDeployment) -> N
         assert times == sorted(set(times))
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_policies_take_effect(served: WorkerDeployment) -> None:
     key = "port:ruled|tokens|day"
     await served.publish([event(7, port_id="ruled", input_tokens=50, output_tokens=0)])
@@ -277,6 +282,7 @@ async def test_policies_take_effect(served: WorkerDeployment) -> None:
     assert again["version"] > third["version"]
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_an_own_policy_replaces_the_wildcard(served: WorkerDeployment) -> None:
     await served.set_policy(scope="group:*", unit="tokens", period="day", hard_cap=100)
     wildcard = await served.state_is("group:*|tokens|day", used=0, hard_cap=100)
@@ -298,6 +304,7 @@ async def test_an_own_policy_replaces_the_wildcard(served: WorkerDeployment) -> 
         await served.state_gone(key)
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_the_end_of_an_extra_is_published_without_traffic(served: WorkerDeployment) -> None:
     # A worker that is kept from working until the end of an extra publishes nothing of it.
     for seconds in (4, 12, 36):
@@ -328,8 +335,7 @@ async def test_a_rate_with_lead_time_switches_at_a_recorded_offset(
     await worker.wait_ready()
     await fresh.publish([event(n, port_id="rated") for n in range(10)])
     await fresh.settled()
-    # All of this but the lead time is there for the rate to get into its topic.
-    switches = datetime.now(UTC) + timedelta(seconds=5)
+    switches = datetime.now(UTC) + timedelta(seconds=1 + SETTING_S)  # 1 is the lead time
     switch = switches.isoformat()
     later = {
         **RATE,
@@ -365,6 +371,7 @@ async def test_a_rate_with_lead_time_switches_at_a_recorded_offset(
         assert key == f"{rule['partition']}|{rule['from_offset']}".encode()
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_versions_and_counts_go_on_after_a_restart(fresh: WorkerDeployment) -> None:
     await fresh.set_policy(scope="all", unit="tokens", period="month", hard_cap=10**6)
     for number in range(3):

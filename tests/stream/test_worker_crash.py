@@ -15,6 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from pipeline.ledger.client import LedgerAddress, connect
 from pipeline.ledger.manifests import LogEpoch, join_epoch
 from pipeline.stream.topics import create_or_check_topics
+from tests.day_fixture import within_one_day
 from tests.processes import PartProcess
 from tests.stream.conftest import url_of
 from tests.stream.worker_deployment import (
@@ -25,6 +26,7 @@ from tests.stream.worker_deployment import (
 )
 
 SESSION_TIMEOUT_S = 6.0
+ALL_POINTS_S = 240.0
 POINTS = (
     "price-taken",
     "price-begun",
@@ -62,6 +64,7 @@ async def prepared(kafka: str, ledger_url: str, folder: Path) -> WorkerDeploymen
 async def deployment(
     kafka: str, empty_ledger_url: str, tmp_path: Path
 ) -> AsyncIterator[WorkerDeployment]:
+    within_one_day()
     deployment = await prepared(kafka, empty_ledger_url, tmp_path)
     try:
         yield deployment
@@ -74,6 +77,7 @@ def killed(
     kafka: str, empty_ledger_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[WorkerDeployment]:
     """One log for all fault points: each crash happens on top of the ones before."""
+    within_one_day(ALL_POINTS_S)  # at the end of a month budgets begin anew
     folder = tmp_path_factory.mktemp("killed")
     deployment = asyncio.run(prepared(kafka, empty_ledger_url, folder))
     try:

@@ -22,6 +22,8 @@ from tests.group_members import forget_dead_members
 from tests.processes import RETRY_BACKOFF_MS, WAIT_S, PartProcess
 
 PARTITIONS = 2
+SETTING_S = 10
+"""As long as it may take to get a rate into its topic."""
 INPUT_NANO, OUTPUT_NANO = 1_000, 2_000
 RATE = {
     "rate_id": "test-rate",

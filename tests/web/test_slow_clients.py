@@ -31,10 +31,11 @@ def in_flight() -> InFlight:
 def port(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, in_flight: InFlight
 ) -> Iterator[int]:
-    """Where a server listens that waits ``LIMIT_S``, or as long as the test's parameter says."""
-    limit_s = getattr(request, "param", LIMIT_S)
-    monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", limit_s)
-    monkeypatch.setattr(guarded_http, "HEAD_TIMEOUT_S", limit_s)
+    """Where a server listens that waits ``LIMIT_S`` for a head and for a body, or as long as the
+    test's parameter says."""
+    head_s, body_s = getattr(request, "param", (LIMIT_S, LIMIT_S))
+    monkeypatch.setattr(guarded_http, "HEAD_TIMEOUT_S", head_s)
+    monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", body_s)
 
     async def take(request: Request) -> Response:
         with in_flight.holding(declared_size(request, 5_000)):
@@ -81,6 +82,7 @@ def test_who_says_nothing_is_cut(port: int) -> None:
         assert connection.recv(10) == b""
 
 
+@pytest.mark.parametrize("port", [(LONG_S, LIMIT_S)], indirect=True)
 def test_a_body_that_drips_in_is_answered_408_and_gives_its_memory_back(
     port: int, in_flight: InFlight
 ) -> None:
@@ -90,7 +92,7 @@ def test_a_body_that_drips_in_is_answered_408_and_gives_its_memory_back(
     assert in_flight.held_bytes == 0
 
 
-@pytest.mark.parametrize("port", [LONG_S], indirect=True)
+@pytest.mark.parametrize("port", [(LONG_S, LONG_S)], indirect=True)
 def test_a_body_that_ends_early_gives_its_memory_back(port: int, in_flight: InFlight) -> None:
     with connected(port) as connection:
         connection.sendall(HEAD + b"\r\nhalf")
@@ -103,7 +105,7 @@ def test_a_body_that_ends_early_gives_its_memory_back(port: int, in_flight: InFl
     assert in_flight.held_bytes == 0
 
 
-@pytest.mark.parametrize("port", [LONG_S], indirect=True)
+@pytest.mark.parametrize("port", [(LONG_S, LONG_S)], indirect=True)
 def test_the_others_are_served_meanwhile(port: int) -> None:
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(connected(port)) for _ in range(50)]
