@@ -171,8 +171,8 @@ class _Tenure:
             auto_offset_reset="none",
             fetch_max_wait_ms=int(POLL_S * 1000),
         )
-        await self._consumer.start()
         try:
+            await self._consumer.start()
             await self._seek()
         except BaseException:
             await self.end()
