@@ -324,12 +324,12 @@ async def test_the_end_of_an_extra_is_published_without_traffic(served: WorkerDe
 async def test_a_rate_with_lead_time_switches_at_a_recorded_offset(
     fresh: WorkerDeployment,
 ) -> None:
-    worker = fresh.start_worker(TALLYPORT_PRICE_LEAD_S="1")
+    worker = fresh.start_worker(TALLYPORT_PRICE_LEAD_S="2")
     await worker.wait_ready()
     await fresh.publish([event(n, port_id="rated") for n in range(10)])
     await fresh.settled()
     # All of this but the lead time is there for the rate to get into its topic.
-    switches = datetime.now(UTC) + timedelta(seconds=5)
+    switches = datetime.now(UTC) + timedelta(seconds=6)
     switch = switches.isoformat()
     later = {
         **RATE,
