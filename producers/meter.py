@@ -32,7 +32,6 @@ EXIT_S = 5.0
 
 _OFF = Verdict(allowed=True, reason=NO_POLICY, freshness=OFF)
 _NOTHING = Estimate(0, 0, False)
-_ID_FIELDS = ("port_id", "user_id", "organization_id", "group_id")
 _NONE: Mapping[str, Any] = {}
 Client = TypeVar("Client")
 
