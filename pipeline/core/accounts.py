@@ -236,17 +236,6 @@ class Accounts:
         return self._now_ms
 
     @property
-    def next_deadline_ms(self) -> int:
-        """When time alone may change a state next: a midnight, or the end of an extra."""
-        ends = self._extra_ends
-        return min(self._midnight_ms, ends[0][0]) if ends else self._midnight_ms
-
-    @property
-    def cell_count(self) -> int:
-        """How many cells are kept."""
-        return sum(map(len, self._cells.values()))
-
-    @property
     def account_count(self) -> int:
         """How many accounts are kept, shown or not."""
         return sum(map(len, self._entries.values()))
