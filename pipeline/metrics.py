@@ -20,6 +20,9 @@ disable_created_metrics()
 
 Part = Literal["worker", "sink", "api"]
 
+LOST_DELETED = "deleted"
+"""The one reason why corrections are lost: Kafka deleted them before they were resolved."""
+
 REGISTRY = CollectorRegistry()
 """The metrics of this process."""
 
@@ -75,6 +78,12 @@ CORRECTIONS_REJECTED = _counter(
 CORRECTIONS_DUPLICATE = _counter(
     "corrections_duplicate",
     "Corrections whose id had been accepted before; counted once.",
+    of="sink",
+)
+CORRECTIONS_LOST = _counter(
+    "corrections_lost",
+    "Offsets of usage.corrections that nobody resolved, by reason.",
+    "reason",
     of="sink",
 )
 CORRECTIONS_LAG = _gauge(
@@ -175,8 +184,10 @@ NOTICES_DEAD = _gauge(
 for _channel in ("mail", "webhook"):
     NOTICES_SENT.labels(_channel)
     NOTICES_FAILED.labels(_channel)
+# So that a reason shows as 0 before it first happens.
+CORRECTIONS_LOST.labels(LOST_DELETED)
 for _reason in REASONS:
-    EVENTS_REJECTED.labels(_reason)  # so that a reason shows as 0 before it first happens
+    EVENTS_REJECTED.labels(_reason)
 
 
 def render(part: Part) -> bytes:

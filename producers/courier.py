@@ -10,7 +10,7 @@ from producers.notices import Notices
 from producers.reservations import Hold
 from producers.segment import Entry
 from producers.spool import Orphan, Queue, Spool
-from producers.stats import LOST_DAMAGED, Counters
+from producers.stats import LOST_DAMAGED, Counters, LostReason
 from producers.transports.transport import Outcome, Transport, Unavailable
 
 MAX_ENTRIES = 1_000
@@ -43,7 +43,7 @@ class Courier:
         self._wake = threading.Event()
         self._emptied = threading.Condition()
 
-    def submit(self, key: bytes, value: bytes, hold: Hold | None) -> str | None:
+    def submit(self, key: bytes, value: bytes, hold: Hold | None) -> LostReason | None:
         """Takes an event; it outlives this process from now on. Returns why it is lost, if so."""
         trouble = self._spool.append(key, value, hold)
         if self._is_idle:

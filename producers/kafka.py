@@ -73,8 +73,8 @@ class Publisher:
                 "request_timeout_ms": self._request_timeout_ms,
             }
         )
-        await producer.start()
         try:
+            await producer.start()
             found = await producer.partitions_for(self.topic)
         except BaseException:
             await producer.stop()

@@ -23,7 +23,7 @@ from producers.recording import compose
 from producers.reservations import Hold
 from producers.runtime import Clock, Runtime
 from producers.settings import MeterSettings, read_settings
-from producers.stats import LOST_CLOSED, LOST_ERROR, LOST_OFF, Counters, MeterStats
+from producers.stats import LOST_CLOSED, LOST_ERROR, LOST_OFF, Counters, LostReason, MeterStats
 from producers.transports.transport import Connect, Transport
 
 DOTENV = Path(".env")
@@ -32,7 +32,6 @@ EXIT_S = 5.0
 
 _OFF = Verdict(allowed=True, reason=NO_POLICY, freshness=OFF)
 _NOTHING = Estimate(0, 0, False)
-_ID_FIELDS = ("port_id", "user_id", "organization_id", "group_id")
 _NONE: Mapping[str, Any] = {}
 Client = TypeVar("Client")
 
@@ -57,7 +56,7 @@ class Meter:
         self._bound: ContextVar[Mapping[str, Any]] = ContextVar("tallyport", default=_NONE)
         self._counters = Counters()
         self._notices = Notices()
-        self._lost_as = LOST_OFF
+        self._lost_as: LostReason = LOST_OFF
         self._runtime: Runtime | None = None
         if self._connect is not None:
             self._start(self._connect)

@@ -48,10 +48,6 @@ class Runtime:
             for number, follower in enumerate(self._transport.followers(self.gate, self.prices))
         ]
 
-    @property
-    def is_closed(self) -> bool:
-        return self._stop.is_set()
-
     def start(self) -> None:
         """Starts the threads."""
         for thread in self._threads:

@@ -16,13 +16,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from producers.segment import SEGMENT_BYTES, Damaged, Entry, Segment
+from producers.stats import LOST_FAILED, LOST_FULL, LostReason
 
 MAX_DISK_BYTES = 256 * 1024 * 1024
 """Of all processes that send to one destination from this machine."""
 MAX_MEMORY_BYTES = 16 * 1024 * 1024
 """Of one process, where no folder can be used."""
-FULL = "spool-full"
-FAILED = "spool-failed"
 
 _LOCK = "lock"
 _PREFIX_OF_NEW = "."
@@ -146,8 +145,8 @@ class Spool(Queue):
         """How many entries are unfinished."""
         return self.appended - self.finished
 
-    def append(self, key: bytes, value: bytes, tag: object = None) -> str | None:
-        """Adds an entry, or returns why it cannot: ``FULL`` or ``FAILED``.
+    def append(self, key: bytes, value: bytes, tag: object = None) -> LostReason | None:
+        """Adds an entry, or returns why it cannot: ``LOST_FULL`` or ``LOST_FAILED``.
 
         Once it returns, the entry outlives this process. ``tag`` is kept beside it in memory.
         """
@@ -208,16 +207,16 @@ class Spool(Queue):
     def _is_passed(self, segment: Segment) -> bool:
         return segment is not self._tail
 
-    def _go_on(self) -> str | None:
+    def _go_on(self) -> LostReason | None:
         """Makes another segment the current one; returns why that cannot be done."""
         segment, self._next = self._next, None
         if segment is None:
             if not self._has_room():
-                return FULL
+                return LOST_FULL
             try:
                 segment = self._new_segment()
             except OSError:
-                return FAILED
+                return LOST_FAILED
         self._segments.append(segment)
         self._tail = segment
         return None

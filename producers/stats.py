@@ -2,23 +2,24 @@
 
 import threading
 from collections import Counter
+from typing import Final, Literal
 
 import msgspec
 
-from pipeline.core.rejections import EVENT_REASONS
+from pipeline.core.rejections import Reason
 
-LOST_OFF = "off"
-LOST_CLOSED = "closed"
-LOST_ERROR = "error"
-LOST_FULL = "spool-full"
-LOST_FAILED = "spool-failed"
-LOST_DAMAGED = "spool-damaged"
-LOST_REASONS = (LOST_OFF, LOST_CLOSED, LOST_ERROR, LOST_FULL, LOST_FAILED, LOST_DAMAGED)
+LOST_OFF: Final = "off"
+LOST_CLOSED: Final = "closed"
+LOST_ERROR: Final = "error"
+LOST_FULL: Final = "spool-full"
+LOST_FAILED: Final = "spool-failed"
+LOST_DAMAGED: Final = "spool-damaged"
+LostReason = Literal["off", "closed", "error", "spool-full", "spool-failed", "spool-damaged"]
 """Why an event was lost: no deployment is configured, the meter was closed, a fault in the SDK, no
 room left in the spool, the disk refused, the disk gave back something else."""
 
-REFUSED = "refused"
-REJECTED_REASONS = (*EVENT_REASONS, REFUSED)
+REFUSED: Final = "refused"
+RejectedReason = Reason | Literal["refused"]
 """Why an event was refused: the contract's reasons, or the API as a whole refused the request."""
 
 
@@ -27,7 +28,7 @@ class MeterStats(msgspec.Struct, frozen=True, kw_only=True):
 
     ``recorded`` events are in the spool or sent; ``sent`` ones are acknowledged; ``adopted`` ones
     were left by processes that died. ``rejected`` and ``lost`` count by reason, see
-    ``REJECTED_REASONS`` and ``LOST_REASONS``. ``unrecorded`` calls were left without a record,
+    ``RejectedReason`` and ``LostReason``. ``unrecorded`` calls were left without a record,
     ``estimated`` events carry an estimate because the response did not say what was used,
     ``unknown_shapes`` responses were not recognised, ``unknown_fields`` were ignored. ``waiting``
     events are in the spool now. ``policies`` are mirrored now; ``held`` calls are counted beside
@@ -70,12 +71,12 @@ class Counters:
         with self._lock:
             self._plain[name] += count
 
-    def reject(self, reason: str) -> None:
+    def reject(self, reason: RejectedReason) -> None:
         """Counts an event that was refused."""
         with self._lock:
             self._rejected[reason] += 1
 
-    def lose(self, reason: str, count: int = 1) -> None:
+    def lose(self, reason: LostReason, count: int = 1) -> None:
         """Counts events that were lost."""
         with self._lock:
             self._lost[reason] += count

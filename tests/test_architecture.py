@@ -42,6 +42,7 @@ FORBIDDEN = {
     "pipeline.notices": {"pipeline.stream", "pipeline.web", "pipeline.ops", "pipeline.cli",
                          "pipeline.audit", "pipeline.wiring", "producers"},
     "pipeline.ops": {"pipeline.cli"},
+    "pipeline.bench": {"pipeline.cli"},
     "producers": {"pipeline"},
     "pipeline.settings": {"pipeline.stream", "pipeline.ledger", "pipeline.web", "pipeline.ops"},
 }  # fmt: skip
@@ -108,6 +109,12 @@ def modules_under(package: str) -> Iterator[tuple[str, Path]]:
     for path in SOURCES:
         if within(module_name(path), {package}):
             yield module_name(path), path
+
+
+def test_the_table_of_parts_names_every_part() -> None:
+    listed = re.findall(r"^\| \[([\w/]+)\]", (ROOT / "docs/architecture.md").read_text(), re.M)
+    parts = {path.parent for path in (ROOT / "pipeline").glob("*/__init__.py")}
+    assert sorted(listed) == sorted([*(f"pipeline/{part.name}" for part in parts), "producers"])
 
 
 def test_there_is_something_to_check() -> None:

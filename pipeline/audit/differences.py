@@ -15,65 +15,61 @@ class Kind(StrEnum):
     """Every way in which two parts can disagree."""
 
     NOTHING_COMPARED = "nothing-compared"
+    """There was nothing to compare, which is no agreement."""
     NOT_VERIFIABLE = "not-verifiable"
+    """A built-in book decided prices that is not installed here."""
     BEHIND = "behind"
+    """A part has not taken in what was in Kafka when the audit began."""
     INPUT_LOST = "input-lost"
+    """Kafka deleted records, or ends, before what a part has counted."""
     RULES_MISSING = "rules-missing"
+    """Nothing says what decided some records."""
     TABLE_MISSING = "table-missing"
+    """A partition has records and no table."""
     TABLE_CELL = "table-cell"
+    """A day cell of a table is not the sum of its events."""
     TABLE_COUNT = "table-count"
+    """A table's count of fates is not the recount's."""
     TABLE_STAMP = "table-stamp"
+    """A table's epoch, flush or time contradicts the log."""
     STATE_MISSING = "state-missing"
+    """A budget has no state."""
     STATE_UNEXPECTED = "state-unexpected"
+    """A state stands where none belongs."""
     STATE_CHANGED = "state-changed"
+    """A state says something else than cells and policies lead to."""
     STATE_VERSION = "state-version"
+    """A version fell, is absent, or is of a later epoch."""
     HEARTBEAT_MISSING = "heartbeat-missing"
+    """A partition of ``budget.state`` has no heartbeat."""
     HEARTBEAT_AHEAD = "heartbeat-ahead"
+    """A heartbeat claims more than the tables have counted."""
     ROW_MISSING = "row-missing"
+    """An accepted event has no row in the ledger."""
     ROW_UNEXPECTED = "row-unexpected"
+    """A row stands in the ledger for no accepted event."""
     ROW_TWICE = "row-twice"
+    """An accepted event has two rows."""
     ROW_CHANGED = "row-changed"
+    """A row says something else than its event and price."""
     MANIFEST_GAP = "manifest-gap"
+    """The ledger's runs of offsets do not join end to end."""
     MANIFEST_COUNT = "manifest-count"
+    """A run's counts are not those of its offsets."""
     BLOCK_GAP = "block-gap"
+    """The priced blocks do not join end to end."""
     BLOCK_FATE = "block-fate"
+    """A priced block says another fate of a record."""
     REFUSAL_MISSING = "refusal-missing"
+    """A rejected record is not in ``usage.rejected``."""
     REFUSAL_UNEXPECTED = "refusal-unexpected"
+    """``usage.rejected`` has a record that was not rejected."""
     REFUSAL_CHANGED = "refusal-changed"
+    """A rejected record has other bytes, headers or another reason."""
     COPY_MISSING = "copy-missing"
+    """A forwarded record did not arrive at home as it was sent."""
     DAILY_CHANGED = "daily-changed"
-
-
-MEANINGS: Mapping[Kind, str] = {
-    Kind.NOTHING_COMPARED: "there was nothing to compare, which is no agreement",
-    Kind.NOT_VERIFIABLE: "a built-in book decided prices that is not installed here",
-    Kind.BEHIND: "a part has not taken in what was in Kafka when the audit began",
-    Kind.INPUT_LOST: "Kafka deleted records, or ends, before what a part has counted",
-    Kind.RULES_MISSING: "nothing says what decided some records",
-    Kind.TABLE_MISSING: "a partition has records and no table",
-    Kind.TABLE_CELL: "a day cell of a table is not the sum of its events",
-    Kind.TABLE_COUNT: "a table's count of fates is not the recount's",
-    Kind.TABLE_STAMP: "a table's epoch, flush or time contradicts the log",
-    Kind.STATE_MISSING: "a budget has no state",
-    Kind.STATE_UNEXPECTED: "a state stands where none belongs",
-    Kind.STATE_CHANGED: "a state says something else than cells and policies lead to",
-    Kind.STATE_VERSION: "a version fell, is absent, or is of a later epoch",
-    Kind.HEARTBEAT_MISSING: "a partition of budget.state has no heartbeat",
-    Kind.HEARTBEAT_AHEAD: "a heartbeat claims more than the tables have counted",
-    Kind.ROW_MISSING: "an accepted event has no row in the ledger",
-    Kind.ROW_UNEXPECTED: "a row stands in the ledger for no accepted event",
-    Kind.ROW_TWICE: "an accepted event has two rows",
-    Kind.ROW_CHANGED: "a row says something else than its event and price",
-    Kind.MANIFEST_GAP: "the ledger's runs of offsets do not join end to end",
-    Kind.MANIFEST_COUNT: "a run's counts are not those of its offsets",
-    Kind.BLOCK_GAP: "the priced blocks do not join end to end",
-    Kind.BLOCK_FATE: "a priced block says another fate of a record",
-    Kind.REFUSAL_MISSING: "a rejected record is not in usage.rejected",
-    Kind.REFUSAL_UNEXPECTED: "usage.rejected has a record that was not rejected",
-    Kind.REFUSAL_CHANGED: "a rejected record has other bytes, headers or another reason",
-    Kind.COPY_MISSING: "a forwarded record did not arrive at home as it was sent",
-    Kind.DAILY_CHANGED: "usage_daily is not the sum of usage_ledger",
-}
+    """``usage_daily`` is not the sum of ``usage_ledger``."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import AsyncGenerator, Generator, Iterable
+from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
 _CHUNK_BYTES = 256 * 1024
@@ -16,14 +16,6 @@ class Line(NamedTuple):
 
     number: int
     text: bytes | None
-
-
-def split_lines(chunks: Iterable[bytes], max_bytes: int) -> Generator[list[Line]]:
-    """For each chunk the lines that end in it; blank lines count but are left out."""
-    splitter = _Splitter(max_bytes)
-    for chunk in chunks:
-        yield splitter.feed(chunk)
-    yield splitter.finish()
 
 
 async def follow_lines(descriptor: int, max_bytes: int) -> AsyncGenerator[list[Line]]:
@@ -45,7 +37,7 @@ async def follow_lines(descriptor: int, max_bytes: int) -> AsyncGenerator[list[L
                 asyncio.run_coroutine_threadsafe(queue.put(chunk), loop).result()
 
     threading.Thread(target=read, name="lines", daemon=True).start()
-    splitter = _Splitter(max_bytes)
+    splitter = LineSplitter(max_bytes)
     while chunk := await queue.get():
         if isinstance(chunk, OSError):
             raise chunk
@@ -55,7 +47,12 @@ async def follow_lines(descriptor: int, max_bytes: int) -> AsyncGenerator[list[L
         yield lines
 
 
-class _Splitter:
+class LineSplitter:
+    """Lines of at most ``max_bytes`` from chunks of any size; blank lines count but are left out.
+
+    Never holds more of a line than that and a chunk.
+    """
+
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._number = 0
@@ -63,6 +60,7 @@ class _Splitter:
         self._too_long = False
 
     def feed(self, chunk: bytes) -> list[Line]:
+        """The lines that end in ``chunk``, the next one."""
         *ended, self._rest = (self._rest + chunk).split(b"\n")
         lines = [line for text in ended if (line := self._line(text))]
         if len(self._rest) > self._max_bytes + 1:
@@ -70,6 +68,7 @@ class _Splitter:
         return lines
 
     def finish(self) -> list[Line]:
+        """The last line, where it has no end."""
         text, self._rest = self._rest, b""
         if not text:
             return []

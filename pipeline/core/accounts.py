@@ -19,8 +19,8 @@ from pipeline.core.budgets import (
     status_of,
 )
 from pipeline.core.cells import CellValue, DayCells, RestingValue, Totals, at_work, packed, unpacked
+from pipeline.core.due_records import Change, DueRecords, Publication, Published, published_in
 from pipeline.core.errors import InvalidField
-from pipeline.core.outbox import Change, Outbox, Publication, Published, published_in
 from pipeline.core.policies import Policy
 from pipeline.core.scopes import (
     PERIODS,
@@ -218,33 +218,22 @@ class Accounts:
         # scope or wildcard → its policies.
         self._policies: dict[str, dict[Slot, _Terms]] = {}
         self._extra_ends: list[tuple[int, str]] = []
-        self._outbox = Outbox()
+        self._due = DueRecords()
 
     @property
     def dirty(self) -> int:
         """How many records may differ from what was published."""
-        return len(self._outbox)
+        return len(self._due)
 
     @property
     def has_urgent(self) -> bool:
         """Whether more than amounts may have changed somewhere."""
-        return self._outbox.has_urgent
+        return self._due.has_urgent
 
     @property
     def now_ms(self) -> int:
         """The time that ``advance`` has come to."""
         return self._now_ms
-
-    @property
-    def next_deadline_ms(self) -> int:
-        """When time alone may change a state next: a midnight, or the end of an extra."""
-        ends = self._extra_ends
-        return min(self._midnight_ms, ends[0][0]) if ends else self._midnight_ms
-
-    @property
-    def cell_count(self) -> int:
-        """How many cells are kept."""
-        return sum(map(len, self._cells.values()))
 
     @property
     def account_count(self) -> int:
@@ -334,7 +323,7 @@ class Accounts:
         else:
             for account in self._under(former):
                 account.terms = terms
-                self._outbox.add_urgent(account)
+                self._due.add_urgent(account)
 
     def delete_policy(self, key: str) -> None:
         """Takes the deletion of the policy under the record key ``key``."""
@@ -353,7 +342,7 @@ class Accounts:
                 self._remove_account(account)
             else:
                 account.terms, account.own = follows, False
-                self._outbox.add_urgent(account)
+                self._due.add_urgent(account)
         if wildcard and not any(budget.scope in cells for cells in self._cells.values()):
             self._close_idle(budget.scope)
 
@@ -400,7 +389,7 @@ class Accounts:
         record = account or self._orphans.pop(key, None) or Publication(key)
         record.published = published
         if published is not None:
-            self._outbox.add(record)
+            self._due.add(record)
         if account is None:
             self._keep_orphan(record)
 
@@ -411,7 +400,7 @@ class Accounts:
         then changes of what is used, each oldest first; a share of them goes before new periods.
         Empty when nothing is due.
         """
-        taken = self._outbox.take(limit, self._now_ms)
+        taken = self._due.take(limit, self._now_ms)
         if self._orphans:
             for key, state in taken:
                 if state is None:
@@ -436,16 +425,16 @@ class Accounts:
 
     def _keep_orphan(self, record: Publication) -> None:
         if record.published is None:
-            self._outbox.discard(record)
+            self._due.discard(record)
         else:
             self._orphans[record.key] = record
 
     def _mark(self, account: _Account) -> None:
         judged = account.judged
         if judged.low <= account.used < judged.high:
-            self._outbox.add(account)
+            self._due.add(account)
         else:
-            self._outbox.add_urgent(account)
+            self._due.add_urgent(account)
 
     def _first_cell(
         self, cells: DayCells, scope: str, day: int, totals: Totals, at_rest: bytes | None = None
@@ -468,7 +457,7 @@ class Accounts:
                 appears = not account.shown
                 account.add(totals, 1)
                 if appears:
-                    self._outbox.add_urgent(account)
+                    self._due.add_urgent(account)
                 else:
                     self._mark(account)
 
@@ -500,8 +489,8 @@ class Accounts:
         orphan = self._orphans.pop(key, None) if self._orphans else None
         if orphan is not None:
             account.published = orphan.published
-            self._outbox.discard(orphan)
-        self._outbox.add_new(account)
+            self._due.discard(orphan)
+        self._due.add_new(account)
         return account
 
     def _remove_account(self, account: _Account) -> None:
@@ -509,9 +498,9 @@ class Accounts:
         entry.remove(account)
         if not entry:
             del self._entries[account.scope]
-        self._outbox.discard(account)
+        self._due.discard(account)
         orphan = Publication(account.key, account.published)
-        self._outbox.add_new(orphan)
+        self._due.add_new(orphan)
         self._keep_orphan(orphan)
 
     def _under(self, terms: _Terms) -> list[_Account]:
@@ -529,7 +518,7 @@ class Accounts:
         account = self._account(terms.policy)
         if account is not None:
             account.terms, account.own = terms, True
-            self._outbox.add_urgent(account)
+            self._due.add_urgent(account)
         elif scope in self._entries:
             self._open_account(scope, terms, own=True)
         else:
@@ -572,7 +561,7 @@ class Accounts:
         budget = parse_key(key)
         terms = self._policies.get(budget.scope, {}).get((budget.unit, budget.period))
         for account in () if terms is None else self._under(terms):
-            self._outbox.add_urgent(account)
+            self._due.add_urgent(account)
 
     def _roll_over(self, period: _Period) -> None:
         old_start, old_end = period.start_day, period.end_day
@@ -596,9 +585,9 @@ class Accounts:
                     account.add(totals, 1)
                     was_used = True
             if was_used:  # by an event that has been waiting for this
-                self._outbox.add_urgent(account)
+                self._due.add_urgent(account)
             else:
-                self._outbox.add_ended(account)
+                self._due.add_ended(account)
 
     def _put_to_rest(self) -> Iterator[None]:
         """Packs the cells of days that are over, some at each step: an event may be waiting.

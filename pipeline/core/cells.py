@@ -10,16 +10,7 @@ from typing import Final
 import msgspec
 
 Totals = tuple[int, int, int, int, int, int]
-"""requests, tokens, cost_nano, org_cost_nano, unpriced, org_unpriced (see ``TOTALS_FIELDS``)."""
-
-TOTALS_FIELDS: Final = (
-    "requests",
-    "tokens",
-    "cost_nano",
-    "org_cost_nano",
-    "unpriced",
-    "org_unpriced",
-)
+"""requests, tokens, cost_nano, org_cost_nano, unpriced, org_unpriced."""
 
 CellValue = tuple[str, int, Totals]
 """A cell's scope, day and cumulative totals."""
@@ -68,7 +59,7 @@ class Cell:
         self.user_unpriced = self.unpriced - org_unpriced
 
     def totals(self) -> Totals:
-        """The cell's values in the order of ``TOTALS_FIELDS``."""
+        """The cell's values now."""
         cost_nano, user_cost_nano = self.cost_nano, self.user_cost_nano
         return (
             self.requests,

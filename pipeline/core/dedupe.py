@@ -129,10 +129,6 @@ class DedupeWindow:
     def __len__(self) -> int:
         return sum(segment.count for segment in self._segments)
 
-    def memory_bytes(self) -> int:
-        """The size of all tables, free slots included."""
-        return sum(segment.memory_bytes() for segment in self._segments)
-
     def admit(
         self,
         keys: Sequence[bytes],

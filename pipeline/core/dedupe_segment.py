@@ -76,11 +76,6 @@ class Segment:
         """How many ids still fit."""
         return self.capacity - self.count
 
-    def memory_bytes(self) -> int:
-        """The size of the tables, free slots included."""
-        arrays = (self._filter, self._high, self._low, self._times)
-        return sum(array.nbytes for array in arrays)
-
     def holds(self, high: int, low: int, time_ms: int, horizon_ms: int) -> bool:
         """Whether the id is held with a time at most ``horizon_ms`` away.
 

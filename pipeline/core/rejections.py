@@ -1,6 +1,6 @@
 """Why a record is refused: the contract's closed list of reasons, in its order."""
 
-from typing import Final
+from typing import Final, Literal, get_args
 
 import msgspec
 
@@ -21,30 +21,29 @@ UNKNOWN_RATE: Final = "unknown-rate"
 ALREADY_VOID: Final = "already-void"
 WRONG_CURRENCY: Final = "wrong-currency"
 
-EVENT_REASONS: Final[tuple[str, ...]] = (
-    TOO_LARGE,
-    BAD_CLOUDEVENT,
-    MALFORMED_JSON,
-    NOT_AN_OBJECT,
-    MISSING_FIELD,
-    WRONG_TYPE,
-    OUT_OF_RANGE,
-    BAD_TIMESTAMP,
-    INCONSISTENT_TOKENS,
-    TOO_OLD,
-    IN_THE_FUTURE,
-)
-CORRECTION_REASONS: Final[tuple[str, ...]] = (
-    UNKNOWN_EVENT,
-    UNKNOWN_RATE,
-    ALREADY_VOID,
-    WRONG_CURRENCY,
-)
-REASONS: Final[tuple[str, ...]] = EVENT_REASONS + CORRECTION_REASONS
+EventReason = Literal[
+    "too-large",
+    "bad-cloudevent",
+    "malformed-json",
+    "not-an-object",
+    "missing-field",
+    "wrong-type",
+    "out-of-range",
+    "bad-timestamp",
+    "inconsistent-tokens",
+    "too-old",
+    "in-the-future",
+]
+CorrectionReason = Literal["unknown-event", "unknown-rate", "already-void", "wrong-currency"]
+Reason = EventReason | CorrectionReason
+
+EVENT_REASONS: Final[tuple[EventReason, ...]] = get_args(EventReason)
+CORRECTION_REASONS: Final[tuple[CorrectionReason, ...]] = get_args(CorrectionReason)
+REASONS: Final[tuple[Reason, ...]] = EVENT_REASONS + CORRECTION_REASONS
 
 
 class Rejection(msgspec.Struct, frozen=True, gc=False):
-    """``reason`` is one of ``REASONS``; ``detail`` names the field and the rule it breaks."""
+    """``detail`` names the field and the rule it breaks."""
 
-    reason: str
+    reason: Reason
     detail: str

@@ -171,8 +171,8 @@ class _Tenure:
             auto_offset_reset="none",
             fetch_max_wait_ms=int(POLL_S * 1000),
         )
-        await self._consumer.start()
         try:
+            await self._consumer.start()
             await self._seek()
         except BaseException:
             await self.end()
@@ -317,20 +317,42 @@ class _Tenure:
             raise CorruptRecord(f"{place}: {error}") from error
 
     async def _seek(self) -> None:
-        topic = self._topics.corrections
-        tps = [TopicPartition(topic, partition) for partition in range(self._partitions)]
+        """Goes on where resolving has come to, or where the topic begins now.
+
+        Raises ``Refused`` when the topic ends before that.
+        """
+        tps = [TopicPartition(self._topics.corrections, p) for p in range(self._partitions)]
         firsts = await self._consumer.beginning_offsets(tps)
         ends = await self._consumer.end_offsets(tps)
-        self._consumer.assign(tps)
+        next_offsets = self._progress.next_offsets
+        deleted = 0
         for tp in tps:
-            wanted = self._progress.next_offsets.get(tp.partition, 0)
+            wanted = next_offsets.get(tp.partition, 0)
+            if wanted > ends[tp]:
+                raise Refused(
+                    f"{tp.topic} partition {tp.partition} ends at offset {ends[tp]}, but "
+                    f"corrections have been resolved up to {wanted}: the topic lost records"
+                )
             if wanted < firsts[tp]:
                 _log.warning(
                     "%s partition %d begins at offset %d: what was between %d and there was "
                     "deleted before it was resolved",
-                    topic, tp.partition, firsts[tp], wanted,
+                    tp.topic, tp.partition, firsts[tp], wanted,
                 )  # fmt: skip
-            self._consumer.seek(tp, min(max(wanted, firsts[tp]), max(ends[tp], firsts[tp])))
+                deleted += firsts[tp] - wanted
+                next_offsets[tp.partition] = firsts[tp]
+        if deleted:
+            await self._pass_over(deleted)
+        self._consumer.assign(tps)
+        for tp in tps:
+            self._consumer.seek(tp, next_offsets.get(tp.partition, 0))
+
+    async def _pass_over(self, deleted: int) -> None:
+        """Writes the position behind what was deleted, so that it is counted once."""
+        outbox = Outbox()
+        outbox.add(self._topics.resolver, 0, Record(PROGRESS_KEY, encode_progress(self._progress)))
+        await self._producer.commit(outbox)
+        metrics.CORRECTIONS_LOST.labels(metrics.LOST_DELETED).inc(deleted)
 
     async def _let_go(self) -> None:
         now_s = monotonic()

@@ -6,6 +6,7 @@ from typing import Any
 from clickhouse_connect.driver.client import Client
 
 from pipeline.core.errors import Refused
+from pipeline.core.scopes import PERIODS, UNITS, record_key
 from pipeline.faults import point
 from pipeline.ledger.day_marks import DayMarks
 from pipeline.ledger.dropped import LEAVING, registered_months
@@ -26,6 +27,7 @@ _IN_ROLLUPS = " UNION ALL ".join(
 )
 _DROP = "ALTER TABLE {table} DELETE WHERE user_id = {{user:String}}"
 _RECORDS = "policy_records WHERE startsWith(key, {prefix:String})"
+_IN_RECORDS = f"SELECT count() FROM {_RECORDS}"
 _IN_FORCE = f"""
 SELECT count() FROM (SELECT key, argMax(value, (epoch, offset)) AS value FROM {_RECORDS}
 GROUP BY key) WHERE value != ''
@@ -71,18 +73,34 @@ def rename_user(client: Client, user_id: str, pseudonym: str) -> list[date]:
     return days
 
 
-def policies_kept(client: Client, key_prefix: str) -> int:
+def policy_records(client: Client, user_id: str) -> int:
+    """How many records of the user's policies the ledger keeps, also of those that are gone."""
+    return _policy_count(client, _IN_RECORDS, user_id)
+
+
+def policies_in_force(client: Client, user_id: str) -> int:
     """How many policies of the user the ledger takes for being in force."""
-    [(count,)] = client.query(_IN_FORCE, parameters={"prefix": key_prefix}).result_rows
-    return int(count)
+    return _policy_count(client, _IN_FORCE, user_id)
 
 
-def drop_policy_records(client: Client, key_prefix: str) -> None:
+def drop_policy_records(client: Client, user_id: str) -> None:
     """Drops all that the ledger keeps of the user's policies."""
-    client.command(_DROP_RECORDS, parameters={"prefix": key_prefix}, settings=_SYNC)
+    client.command(_DROP_RECORDS, parameters=_with_prefix(user_id), settings=_SYNC)
 
 
 def left_of(client: Client, user_id: str) -> int:
-    """How many rows of ledger and rollups still carry the id."""
+    """How many rows of ledger, rollups and kept policies still carry the id."""
     rolled_up = client.query(_IN_ROLLUPS, parameters={"user": user_id}).result_rows
-    return entries_of(client, user_id) + sum(int(count) for (count,) in rolled_up)
+    in_rollups = sum(int(count) for (count,) in rolled_up)
+    return entries_of(client, user_id) + in_rollups + policy_records(client, user_id)
+
+
+def _policy_count(client: Client, query: str, user_id: str) -> int:
+    [(count,)] = client.query(query, parameters=_with_prefix(user_id)).result_rows
+    return int(count)
+
+
+def _with_prefix(user_id: str) -> dict[str, str]:
+    """What the keys of all policies of the user begin with."""
+    scope, bar, _ = record_key(f"user:{user_id}", UNITS[0], PERIODS[0]).partition("|")
+    return {"prefix": scope + bar}

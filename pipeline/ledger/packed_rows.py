@@ -17,7 +17,6 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 _NIL, _FALSE, _TRUE = 0xC0, 0xC2, 0xC3
 _STR8, _STR16 = 0xD9, 0xDA
 _ARRAY16 = 0xDC
-_MAP16 = 0xDE
 # Integers behind a type byte: how many bytes, and whether signed.
 _INTEGERS = {
     0xCC: (1, False), 0xCD: (2, False), 0xCE: (4, False), 0xCF: (8, False),

@@ -95,8 +95,8 @@ class RegisterRecorder:
                 auto_offset_reset="none",
                 fetch_max_wait_ms=int(POLL_S * 1000),
             )
-            await consumer.start()
             try:
+                await consumer.start()
                 consumer.assign([TopicPartition(topic, 0) for topic in next_offsets])
                 for topic, offset in next_offsets.items():
                     consumer.seek(TopicPartition(topic, 0), offset)

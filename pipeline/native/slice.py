@@ -64,7 +64,7 @@ class _Workspace:
 
     def __init__(self, compiled: Any) -> None:
         self.events = _Array(MAX_RECORDS * compiled.tp_event_bytes() // 8, np.int64)
-        self.keys = _Array((MAX_RECORDS, 2), np.uint64)
+        self.keys = _Array((MAX_RECORDS, 2), "<u8")
         self.usual = _Array(MAX_RECORDS, np.bool_)
         self.priced = _Array(MAX_RECORDS, np.bool_)
         self.model_of = _Array(MAX_RECORDS, np.uint32)

@@ -60,10 +60,6 @@ class OverLines:
         self._over[key] = record
         self._unseen[key] = None
 
-    def look_again(self) -> None:
-        """Everything that is over a line is to be looked at."""
-        self._unseen = dict.fromkeys(self._over)
-
     def unseen(self, most: int) -> list[tuple[RecordKey, StateRecord]]:
         """The first of those to be looked at; they stay until ``seen``."""
         return [(key, self._over[key]) for key in islice(self._unseen, most)]

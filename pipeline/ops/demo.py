@@ -51,7 +51,6 @@ TOKENS_KEY = record_key(f"port:{CAPPED_PORT}", "tokens", "month")
 COST_KEY = record_key(f"port:{COST_CAPPED_PORT}", "cost", "month")
 COST_ROOM = Decimal(3)
 """What the cost-capped port may still use when the burst begins; the burst costs more."""
-BURST_STATUSES = ("soft-cap-exceeded", "hard-cap-exceeded")
 SHOWN_ROWS = 12
 
 

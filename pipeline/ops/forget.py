@@ -9,7 +9,8 @@ The order of side effects (a fault point lies between each pair):
 4. Delete the user's states: the worker does so for own policies, the others get a tombstone here.
 5. Put the pseudonym in the place of the id in the ledger, days marked before and after, and drop
    the rollups that had the id.
-6. Drop the records of the user's policies that the ledger kept for a restore.
+6. Drop the records of the user's policies that the ledger kept for a restore, once a sink has noted
+   that the policies are gone.
 7. Look whether anything is left.
 
 Each step may be done twice, and a run that was cut short is simply run again.
@@ -34,7 +35,8 @@ from pipeline.ledger.forgetting import (
     drop_policy_records,
     entries_of,
     left_of,
-    policies_kept,
+    policies_in_force,
+    policy_records,
     rename_user,
 )
 from pipeline.ledger.migrate import pending
@@ -48,7 +50,10 @@ from pipeline.stream.topics import Topics
 
 WORKER_WAIT_S = 5.0
 """A running worker deletes states of deleted policies within a second."""
-RECORDER_WAIT_S = 5.0
+RECORDER_WAIT_S = 60.0
+"""A recorder notes a deletion within a second; a sink that starts again takes ten."""
+RECORDERS_APART_S = 2.0
+"""Each sink has a recorder: the last one notes a deletion so much after the first."""
 POLL_S = 0.2
 QUERY_TIMEOUT_S = 3_600
 
@@ -85,7 +90,7 @@ async def forget_user(settings: Settings, scope: str, who: str) -> Forgotten:
     """Steps 1 to 7; ``who`` goes to the log of changes.
 
     Raises ``Refused`` when the ledger cannot be changed now, ``TallyportError`` when something is
-    left of the user or a server cannot be used.
+    left of the user, no sink notes that the policies are gone, or a server cannot be used.
     """
     user_id = user_of(scope)
     await check_kafka(settings)
@@ -131,8 +136,8 @@ class _Forgetting:
         found.left = await asyncio.to_thread(left_of, self._ledger, self._user_id)  # 7
         if found.left:
             raise TallyportError(
-                f"{found.left} rows of the ledger still carry {self._scope}: a sink of an older "
-                "release may be writing; stop it and run `tallyport forget` again"
+                f"{found.left} rows of the ledger still carry {self._scope}: stop sinks of older "
+                "releases, if there are any, and run `tallyport forget` again"
             )
         return found
 
@@ -182,12 +187,19 @@ class _Forgetting:
         return {key.decode() for key, value in values.items() if value is not None}
 
     async def _drop_records(self) -> None:
-        """The recorder beside a sink first notes that the policies are gone: what it notes later
-        would bring their keys back."""
-        prefix = record_key(self._scope, UNITS[0], PERIODS[0]).partition("|")[0] + "|"
+        """The recorders beside the sinks first note that the policies are gone: what one notes
+        later would bring their keys back."""
+        client, user_id = self._ledger, self._user_id
+        if not await asyncio.to_thread(policy_records, client, user_id):
+            return
         deadline_s = monotonic() + RECORDER_WAIT_S
-        while await asyncio.to_thread(policies_kept, self._ledger, prefix):
+        while await asyncio.to_thread(policies_in_force, client, user_id):
             if monotonic() > deadline_s:
-                break
+                raise TallyportError(
+                    f"no sink has noted in {RECORDER_WAIT_S:.0f} s that the policies of "
+                    f"{self._scope} are gone, and the ledger still keeps them: see that a sink "
+                    "runs, and run `tallyport forget` again"
+                )
             await asyncio.sleep(POLL_S)
-        await asyncio.to_thread(drop_policy_records, self._ledger, prefix)
+        await asyncio.sleep(RECORDERS_APART_S)
+        await asyncio.to_thread(drop_policy_records, client, user_id)

@@ -79,7 +79,7 @@ def build_app(context: StreamContext, scratch: Path, on_failure: Callable[..., N
     ``scratch`` is a folder for the files Faust insists on; nothing in it is needed later.
     """
     app = WorkerApp(
-        context.group_id,
+        context.topics.worker_group,
         broker="kafka://unused",
         store="memory://",
         TableManager=NoTables,

@@ -41,8 +41,3 @@ class StreamContext:
         """How old and how far ahead an event may be."""
         settings = self.settings
         return TimeLimits.of(settings.max_event_age_days, settings.max_future_skew_s)
-
-    @property
-    def group_id(self) -> str:
-        """The worker's consumer group."""
-        return f"{self.settings.topic_prefix}tallyport-worker"

@@ -153,8 +153,8 @@ def encode_epoch(epoch: Epoch) -> bytes:
 
 async def _write(client: dict[str, Any], topics: Topics, epoch: Epoch) -> None:
     producer = AIOKafkaProducer(**client, acks="all", enable_idempotence=True)
-    await producer.start()
     try:
+        await producer.start()
         await producer.send_and_wait(topics.epoch, encode_epoch(epoch), partition=0)
     finally:
         await producer.stop()

@@ -47,8 +47,8 @@ async def read_to_end(
         fetch_max_wait_ms=50,
         max_partition_fetch_bytes=8 * 1024 * 1024,
     )
-    await consumer.start()
     try:
+        await consumer.start()
         if partitions is None:
             partitions = sorted(await topic_partitions(consumer, topic))
         assigned = [TopicPartition(topic, p) for p in partitions]
@@ -116,12 +116,16 @@ async def record_ends(client: Mapping[str, Any], topic: str) -> dict[int, int]:
     Transactions that are open are waited for: a plain record behind one is acknowledged, though
     no reader sees it yet.
     """
-    async with AIOKafkaConsumer(
+    consumer = AIOKafkaConsumer(
         **client, isolation_level="read_uncommitted", enable_auto_commit=False
-    ) as consumer:
+    )
+    try:
+        await consumer.start()
         tps = [TopicPartition(topic, p) for p in sorted(await topic_partitions(consumer, topic))]
         starts = await consumer.beginning_offsets(tps)
         ends = await consumer.end_offsets(tps)
+    finally:
+        await consumer.stop()
     after = await asyncio.gather(
         *(after_last_record(client, tp, starts[tp], ends[tp]) for tp in tps)
     )
@@ -134,8 +138,8 @@ async def end_offsets(
     """Where each partition ends now: its committed records, or everything that was appended."""
     level = "read_committed" if committed else "read_uncommitted"
     consumer = AIOKafkaConsumer(**client, isolation_level=level)
-    await consumer.start()
     try:
+        await consumer.start()
         ends = await consumer.end_offsets([TopicPartition(topic, p) for p in partitions])
         return {tp.partition: offset for tp, offset in ends.items()}
     finally:

@@ -74,8 +74,8 @@ async def first_timestamps_ms(
     if not tps:
         return found
     consumer = AIOKafkaConsumer(**client, enable_auto_commit=False)
-    await consumer.start()
     try:
+        await consumer.start()
         consumer.assign(list(tps))
         for tp in tps:
             consumer.seek(tp, starts.get(tp.partition, 0))
@@ -128,8 +128,8 @@ async def _bounds(
     if not topics:
         return found
     consumer = AIOKafkaConsumer(**client, isolation_level="read_uncommitted")
-    await consumer.start()
     try:
+        await consumer.start()
         for topic in topics:
             tps = [TopicPartition(topic, p) for p in await topic_partitions(consumer, topic)]
             first = await consumer.beginning_offsets(tps)

@@ -80,8 +80,8 @@ async def read_resolved(
         auto_offset_reset="none",
         fetch_max_wait_ms=int(POLL_S * 1000),
     )
-    await consumer.start()
     try:
+        await consumer.start()
         tps = {TopicPartition(topic, partition): inboxes[partition] for partition in inboxes}
         await _seek(consumer, tps)
         while True:

@@ -21,6 +21,7 @@ from pipeline.core.rates import RateSet, UsedRate, parse_rate
 from pipeline.core.rejections import REASONS, TOO_LARGE
 from producers.prices import REFRESH_S, Prices
 from producers.segment import Entry
+from producers.stats import REFUSED
 from producers.transports.transport import Follower, Outcome, StateTaker, Unavailable
 
 TIMEOUT_S = 10.0
@@ -29,7 +30,6 @@ SILENCE_S = 10.0
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 MAX_LINE_BYTES = 1024 * 1024
 _CHUNK_BYTES = 64 * 1024
-_REFUSED = "refused"
 _UNREADABLE, _TOO_MUCH = 400, 413
 _OF_THE_BODY = (_UNREADABLE, _TOO_MUCH)
 """Only these say something about the events; any other answer may come from a proxy, another
@@ -70,7 +70,7 @@ class HttpTransport:
         if answer.status not in _OF_THE_BODY:
             raise Unavailable(_trouble(answer), _retry_after_s(answer))
         if len(entries) == 1:
-            reason = TOO_LARGE if answer.status == _TOO_MUCH else _REFUSED
+            reason = TOO_LARGE if answer.status == _TOO_MUCH else REFUSED
             return [Outcome(reason=reason, detail=_trouble(answer))]
         # Something among them is refused as a whole: each half by itself then.
         half = len(entries) // 2
@@ -318,7 +318,7 @@ def _outcome(result: Mapping[str, Any]) -> Outcome | None:
         return None
     reason = result.get("reason")
     return Outcome(
-        reason=reason if reason in REASONS else _REFUSED, detail=str(result.get("detail"))
+        reason=reason if reason in REASONS else REFUSED, detail=str(result.get("detail"))
     )
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 from producers.prices import Prices
 from producers.segment import Entry
+from producers.stats import RejectedReason
 
 GROUP = "tallyport-sdk"
 """The consumer group that readers of states and rates name; they commit nothing in it."""
@@ -30,7 +31,7 @@ class Outcome(NamedTuple):
 
     partition: int = -1
     offset: int = -1
-    reason: str | None = None
+    reason: RejectedReason | None = None
     detail: str = ""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.audit.differences import MEANINGS, Difference, Findings, Kind
+from pipeline.audit.differences import Difference, Findings, Kind
 from pipeline.audit.fates import (
     ADDED_HEADERS,
     Block,
@@ -217,10 +217,6 @@ def test_everything_that_agrees_passes(recount: Recount, log: list[LogRecord]) -
 def test_states_agree_at_other_times_too(recount: Recount, at: str) -> None:
     now_ms = int(datetime.fromisoformat(at).timestamp() * 1000)
     assert in_states(recount, state_records(recount, now_ms)) == []
-
-
-def test_every_kind_has_a_meaning() -> None:
-    assert set(MEANINGS) == set(Kind)
 
 
 def test_digests_tell_where_one_text_ends() -> None:

@@ -5,13 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cli.lines import Line, follow_lines, split_lines
+from pipeline.cli.lines import Line, LineSplitter, follow_lines
 
 MAX = 8
 
 
 def joined(chunks: Sequence[bytes]) -> list[Line]:
-    return [line for lines in split_lines(chunks, MAX) for line in lines]
+    splitter = LineSplitter(MAX)
+    found = [line for chunk in chunks for line in splitter.feed(chunk)]
+    return found + splitter.finish()
 
 
 @given(st.binary(max_size=60).map(lambda b: b.replace(b"\r", b"")), st.data())

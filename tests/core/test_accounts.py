@@ -403,7 +403,7 @@ def test_id_records_end_with_the_period_and_own_ones_start_again(world: World) -
     world.cell(0, "port:a", 0, tokens(5))
     world.cell(0, "port:own", 0, tokens(5))
     world.drain()
-    world.advance(world.accounts.next_deadline_ms - world.now_ms)
+    world.advance((TODAY + 1) * DAY_MS - world.now_ms)
     changes = dict(world.published.take(world.accounts))
     assert changes["port:a|tokens|day"] is None
     own, wildcard = changes["port:own|tokens|day"], changes["port:*|tokens|day"]
@@ -448,7 +448,6 @@ def test_the_end_of_an_extra_is_due_on_time_also_for_ids_of_a_wildcard(world: Wo
     world.cell(0, "port:a", 0, tokens(12))
     world.drain()
     assert world.published.states["port:a|tokens|month"].status == "ok"
-    assert world.accounts.next_deadline_ms == until_ms
     world.advance(MINUTE_MS - 1)
     assert world.accounts.dirty == 0
     world.advance(1)
@@ -543,12 +542,9 @@ def test_expired_days_are_dropped_and_stay_out(world: World) -> None:
     world.put(Policy("user:*", "tokens", "rolling-30d", hard_cap=10))
     world.cell(0, "user:u", 0, tokens(5))
     world.cell(1, "user:u", -29, tokens(3))
-    assert world.accounts.cell_count == 2
     world.drain()
     assert world.accounts.expire(NOW + 2 * DAY_MS) == [TODAY - 29]
-    assert world.accounts.cell_count == 1
     world.accounts.apply_cells(1, [("user:u", TODAY - 29, tokens(4))])
-    assert world.accounts.cell_count == 1
     assert world.accounts.expire(NOW + 40 * DAY_MS) == [TODAY]
     assert [s.key for s in world.accounts.states()] == ["user:*|tokens|rolling-30d"]
     assert world.accounts.account_count == 1

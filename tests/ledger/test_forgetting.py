@@ -10,7 +10,8 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline.audit.recount.pseudonyms import Pseudonyms as Recounted
 from pipeline.core.blocks import ROW_COLUMNS, PricedBlock
-from pipeline.core.errors import ConfigurationError, Refused
+from pipeline.core.errors import ConfigurationError, Refused, TallyportError
+from pipeline.core.scopes import record_key
 from pipeline.ledger.block_runs import Run
 from pipeline.ledger.client import LedgerAddress
 from pipeline.ledger.day_marks import DayMarks
@@ -19,8 +20,9 @@ from pipeline.ledger.export import Content
 from pipeline.ledger.forgetting import check_forgettable, left_of, rename_user
 from pipeline.ledger.months import parse_month
 from pipeline.ledger.pseudonyms import Pseudonyms, load_pseudonyms, remember_forgotten
+from pipeline.ledger.registers import Register, append_policies
 from pipeline.ledger.writer import LedgerWriter
-from pipeline.ops.forget import user_of
+from pipeline.ops.forget import _Forgetting, user_of
 from pipeline.settings import Settings
 from tests import ledger_fixture
 from tests.ledger.closed_days import close_all
@@ -136,6 +138,30 @@ def test_rows_of_a_round_that_was_cut_short_are_renamed_by_the_next_one(
     unwritten = [msgspec.structs.replace(block, rows=[]) for block in BLOCKS]
     write(writer_to(address), run(BLOCKS, unwritten))
     assert left_of(client, "u1") == 0
+
+
+def policy(offset: int, value: bytes, user: str = "usér|3") -> Register:
+    key = record_key(f"user:{user}", "tokens", "month").encode()
+    return Register(1, offset, 1_700_000_000_000, key, value)
+
+
+async def test_records_of_policies_stay_until_a_recorder_noted_that_they_are_gone(
+    address: LedgerAddress, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a slower one noted after they were dropped would bring the key back."""
+    monkeypatch.setattr("pipeline.ops.forget.RECORDER_WAIT_S", 0.3)
+    monkeypatch.setattr("pipeline.ops.forget.RECORDERS_APART_S", 0.0)
+    settings = Settings(clickhouse_url=url_of(address), kafka_bootstrap="nowhere:9092")
+    forgetting = _Forgetting(settings, client, "usér|3", "test")
+    append_policies(client, [policy(5, b"{}"), policy(6, b"{}", "usér|33")])
+    with pytest.raises(TallyportError, match="a sink runs, and run `tallyport forget` again"):
+        await forgetting._drop_records()
+    assert left_of(client, "usér|3") == 1
+    append_policies(client, [policy(7, b"")])
+    assert left_of(client, "usér|3") == 2
+    await forgetting._drop_records()
+    assert left_of(client, "usér|3") == 0
+    assert left_of(client, "usér|33") == 1
 
 
 def test_only_one_user_is_forgotten_at_a_time_and_only_when_all_entries_are_there(

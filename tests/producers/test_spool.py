@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from producers import segment as segments
 from producers import spool as spools
 from producers.segment import SEGMENT_BYTES, Damaged, Segment
-from producers.spool import FAILED, FULL, Spool, spool_root
+from producers.spool import Spool, spool_root
+from producers.stats import LOST_FAILED, LOST_FULL
 
 
 def values(spool: Spool, finish: bool = True) -> list[bytes]:
@@ -82,9 +83,9 @@ def test_beyond_the_bound_an_event_is_refused(tmp_path: Path, on_disk: bool) -> 
     taken = 0
     while (trouble := spool.append(b"k", value)) is None:
         taken += 1
-    assert trouble == FULL
+    assert trouble == LOST_FULL
     assert taken == 2 * ((SEGMENT_BYTES - 20) // (len(value) + 11))
-    assert spool.append(b"k", value, "tag") == FULL
+    assert spool.append(b"k", value, "tag") == LOST_FULL
     assert len(values(spool)) == taken
     assert spool.append(b"k", value) is None
     spool.finish(spool.peek(1, 1))
@@ -96,7 +97,7 @@ def test_the_bound_is_that_of_all_processes(tmp_path: Path) -> None:
     other = Spool(tmp_path, max_bytes=2 * SEGMENT_BYTES)
     while (trouble := one.append(b"k", b"x" * 60_000)) is None:
         pass
-    assert trouble == FULL
+    assert trouble == LOST_FULL
     assert one.waiting < 20
     other.close()
     assert one.append(b"k", b"x" * 60_000) is None
@@ -115,7 +116,7 @@ def test_a_full_disk_refuses_and_kills_nobody(
     monkeypatch.setattr(segments.os, "posix_fallocate", full)
     while (trouble := spool.append(b"k", b"x" * 60_000)) is None:
         pass
-    assert trouble == FAILED
+    assert trouble == LOST_FAILED
     monkeypatch.undo()
     assert spool.append(b"k", b"x" * 60_000) is None
     assert len(values(spool)) == 18

@@ -53,7 +53,7 @@ def published_in(key: str, value: bytes | None) -> Published:
 _CHANGED_SHARE = 4
 
 
-class Outbox:
+class DueRecords:
     """The publications that may have changed: urgent ones, those whose period has ended, and those
     only ``used`` moved.
 
