@@ -186,8 +186,7 @@ class Settings(BaseModel):
     max_event_age_days: Annotated[int, _whole(1, 3_650)] = 7
     dedupe_days: Annotated[int, _whole(1, 3_660)] = 9
     max_future_skew_s: Annotated[int, _whole(0, 86_400)] = 300
-    # What a worker knows of the rates may be two seconds old (``SHORTEST_LEAD_S``).
-    price_lead_s: Annotated[int, _whole(2, 86_400)] = 60
+    price_lead_s: Annotated[int, _whole(0, 86_400)] = 60
     api_keys_file: Path | None = None
     cron_secret: _Secret = None
     usage_alert: Annotated[Decimal, BeforeValidator(_amount)] = Decimal(5)

@@ -22,7 +22,7 @@ from tests.processes import RETRY_BACKOFF_MS, WAIT_S, PartProcess
 from tests.stream.conftest import url_of
 from tests.stream.worker_deployment import Cells, count, home_of, policy_key
 
-LEAD_S = 2
+LEAD_S = 1
 POLL_S = 0.1
 
 

@@ -331,7 +331,7 @@ async def test_the_end_of_an_extra_is_published_without_traffic(served: WorkerDe
 async def test_a_rate_with_lead_time_switches_at_a_recorded_offset(
     fresh: WorkerDeployment,
 ) -> None:
-    worker = fresh.start_worker(TALLYPORT_PRICE_LEAD_S="2")
+    worker = fresh.start_worker(TALLYPORT_PRICE_LEAD_S="1")
     await worker.wait_ready()
     await fresh.publish([event(n, port_id="rated") for n in range(10)])
     await fresh.settled()
