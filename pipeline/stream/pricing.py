@@ -24,7 +24,6 @@ from pipeline.native.slice import usual_reader
 from pipeline.stream.context import StreamContext
 from pipeline.stream.flush import BlockRun, Flush, fill_outbox, scope_home
 from pipeline.stream.inbox import Inbox
-from pipeline.stream.journal import Position
 from pipeline.stream.resolved_log import ResolvedInbox
 from pipeline.stream.rules import encode_rules, rules_digest
 from pipeline.stream.tables import SourceTable
@@ -66,19 +65,9 @@ class PriceStage:
         return self._table.partition
 
     @property
-    def position(self) -> Position:
-        """What the last flush committed."""
-        return self._table.position
-
-    @property
     def next_offset(self) -> int:
         """The next input offset after what was gathered."""
         return self._gathered.next_offset
-
-    @property
-    def cell_count(self) -> int:
-        """Live cells of this partition."""
-        return len(self._table.totals)
 
     @property
     def is_idle(self) -> bool:
