@@ -25,8 +25,8 @@ _WARM_UP_S = 5
 def bench(ctx: click.Context, json_wanted: bool) -> None:
     """Run the benchmarks: on free ports and a fresh data folder, nothing else is touched.
 
-    Without a subcommand all of them run. Figures are of this machine at this moment; only the
-    ratios within a round mean something elsewhere.
+    Without a subcommand `stream` and `latency` run, for some minutes. Figures are of this machine
+    at this moment; only the ratios within a round mean something elsewhere.
     """
     if ctx.invoked_subcommand is not None:
         return
