@@ -16,6 +16,7 @@ from pipeline.core.errors import ConfigurationError, TallyportError
 if TYPE_CHECKING:
     from pipeline.settings import Settings
 
+_WRONG = ConfigurationError.exit_status
 _TCP_TIMEOUT_S = 5.0
 _DEFAULT_PORTS = {"smtp": 25, "smtp+starttls": 587, "smtps": 465, "http": 80, "https": 443}
 _API_BYTES = 4 * 1024 * 1024
@@ -26,6 +27,11 @@ class _Finding(NamedTuple):
     what: str
     where: str
     problem: str
+    status: int = 0
+    """What the command ends with because of it, as far as it goes."""
+
+    def told(self) -> dict[str, str]:
+        return {"what": self.what, "where": self.where, "problem": self.problem}
 
 
 @click.command()
@@ -39,25 +45,23 @@ def check(json_wanted: bool) -> int:
     configured, mistakes = _settings_and_mistakes()
     if configured is not None:
         mistakes += _more_mistakes(configured)
-    findings = [_Finding("settings", str(DOTENV), mistake) for mistake in mistakes]
+    findings = [_Finding("settings", str(DOTENV), mistake, _WRONG) for mistake in mistakes]
     if configured is not None:
         findings += run_async(_reach_all(configured))
         for name in _not_there(findings):
             click.echo(f"{name}: none configured, none running here; `up` starts one", err=True)
-    wrong = [finding for finding in findings if finding.problem]
+    status = max((finding.status for finding in findings), default=0)
     if json_wanted:
-        print_json({"ok": not wrong, "checks": [finding._asdict() for finding in findings]})
+        print_json({"ok": not status, "checks": [finding.told() for finding in findings]})
     else:
         for finding in findings:
             if finding.problem and finding.what == "settings":
                 click.echo(f"{finding.what}: {finding.problem}")
             else:
                 click.echo(f"{finding.what} {finding.where}: {finding.problem or 'ok'}")
-        if not mistakes:
+        if status != _WRONG:
             click.echo("settings: ok")
-    if mistakes:
-        return 2
-    return 1 if wrong else 0
+    return status
 
 
 def _not_there(findings: list[_Finding]) -> list[str]:
@@ -119,7 +123,7 @@ async def _found(what: str, where: str, reach: Callable[[], Awaitable[None]]) ->
     try:
         await reach()
     except TallyportError as error:
-        return _Finding(what, where, str(error))
+        return _Finding(what, where, str(error), error.exit_status)
     return _Finding(what, where, "")
 
 
@@ -175,9 +179,9 @@ async def _have_api_address(configured: "Settings") -> None:
             (await asyncio.to_thread(bind, host, port, purpose)).close()
     except TimeoutError as error:
         raise TallyportError(f"{purpose}: {host} is not found in time") from error
-    except ConfigurationError:
+    except ConfigurationError as error:
         if not await asyncio.to_thread(_is_api, host, port):
-            raise
+            raise TallyportError(str(error)) from error
 
 
 def _is_api(host: str, port: int) -> bool:
