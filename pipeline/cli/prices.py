@@ -14,7 +14,7 @@ from pipeline.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pipeline.core.explain import Explanation
-    from pipeline.core.rates import RateSet
+    from pipeline.core.rates import Rate, RateSet
     from pipeline.settings import Settings
 
 _COLUMNS = ("rate_id", "kind", "provider", "model", "effective_from", "prices", "note")
@@ -172,14 +172,21 @@ def _pair(flag: str, text: str) -> tuple[str, str]:
     return name, value
 
 
-def _publish(
-    records: list[dict[str, Any]], configured: "Settings", json_wanted: bool, dry_run: bool = False
-) -> None:
-    """Checks and writes the records, and looks whether all of them are used."""
+def _publish(records: list[dict[str, Any]], configured: "Settings", json_wanted: bool) -> None:
+    """Checks and writes the records, looks whether all of them are used, and shows them."""
     from pipeline.core.rates import parse_rate, rate_record
-    from pipeline.stream.rate_publishing import publish_rates
 
     rates = [parse_rate(record) for record in records]
+    _write(rates, configured)
+    shown = [rate_record(rate) for rate in rates]
+    if json_wanted:
+        print_json({"dry_run": False, "rates": shown})
+    else:
+        print_table([_shown(record) for record in shown], _COLUMNS)
+
+
+def _write(rates: "list[Rate]", configured: "Settings", dry_run: bool = False) -> None:
+    from pipeline.stream.rate_publishing import publish_rates
 
     async def work(kafka: Kafka) -> None:
         await publish_rates(
@@ -193,11 +200,6 @@ def _publish(
         )
 
     on_kafka(work, configured)
-    shown = [rate_record(rate) for rate in rates]
-    if json_wanted:
-        print_json({"dry_run": dry_run, "rates": shown})
-    else:
-        print_table([_shown(record) for record in shown], _COLUMNS)
 
 
 @prices.command("import")
@@ -217,10 +219,14 @@ def import_(
 ) -> None:
     """Publish the rates of FILE, CSV or JSON; one that is there already stays as it is.
 
+    That is a row with the id of a rate, and one without an id whose prices are in force already
+    when it would begin: "unchanged" in the answer, the others are "new".
+
     CSV has a header: provider, model, and prices such as input_tokens_per_million,
     input_micro_per_million (micro-units per million tokens), audio_seconds, images, request. All
     rows are checked before any is written.
     """
+    from pipeline.cli.standing_rates import standing_rates
     from pipeline.core.price_import import import_prices
     from pipeline.core.rates import rate_record
 
@@ -237,7 +243,20 @@ def import_(
         raise ConfigurationError(f"{file}: is not UTF-8") from error
     except ConfigurationError as error:
         raise ConfigurationError(f"{file}: {error}") from error
-    _publish([rate_record(rate) for rate in found], configured, json_wanted, dry_run)
+    there = on_kafka(lambda kafka: _load(kafka, configured), configured)
+    standing = standing_rates(found, there)
+    pairs = list(zip(found, standing, strict=True))
+    # Those with a known id as well: the id with other content is refused.
+    if to_write := [row for row, other in pairs if other is None or other.rate_id == row.rate_id]:
+        _write(to_write, configured, dry_run)
+    shown = [
+        {**rate_record(other or row), "change": "new" if other is None else "unchanged"}
+        for row, other in pairs
+    ]
+    if json_wanted:
+        print_json({"dry_run": dry_run, "rates": shown})
+    else:
+        print_table([_shown(record) for record in shown], ("change", *_COLUMNS))
 
 
 @prices.command()

@@ -1,6 +1,7 @@
 """The commands that talk to Kafka, against a real one."""
 
 import json
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -129,6 +130,24 @@ def test_prices_are_set_listed_explained_and_withdrawn(on_kafka: OnKafka, tmp_pa
     listed = told(on_kafka("prices", "list", "--json"))
     assert len(listed["used"]) == 3
     assert listed["unused"] == []
+
+
+def test_a_list_without_dates_is_imported_once(on_kafka: OnKafka, tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text("provider,model,input_per_million\nacme,m-1,1\nacme,m-2,2\n")
+    first = told(on_kafka("prices", "import", "list.csv", "--json"))["rates"]
+    assert [one["change"] for one in first] == ["new", "new"]
+    file.write_text("provider,model,input_per_million\nacme,m-1,1\nacme,m-2,3\n")
+    for change in ("new", "unchanged"):
+        time.sleep(1.1)  # the ids are made of times in whole seconds
+        again = told(on_kafka("prices", "import", "list.csv", "--json"))["rates"]
+        assert [one["change"] for one in again] == ["unchanged", change]
+        assert again[0]["rate_id"] == first[0]["rate_id"]
+    assert len(told(on_kafka("prices", "list", "--json"))["used"]) == 3
+    known = first[0]["rate_id"]
+    file.write_text(f"rate_id,provider,model,input_per_million\n{known},acme,m-1,9\n")
+    other = on_kafka("prices", "import", "list.csv")
+    assert (other.status, "other content" in other.err) == (2, True)
 
 
 def test_watch_once_shows_the_newest_states(
