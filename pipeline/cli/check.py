@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _WRONG = ConfigurationError.exit_status
 _TCP_TIMEOUT_S = 5.0
 _DEFAULT_PORTS = {"smtp": 25, "smtp+starttls": 587, "smtps": 465, "http": 80, "https": 443}
+_ADDRESSES = {
+    "kafka": "TALLYPORT_KAFKA_BOOTSTRAP",
+    "clickhouse": "TALLYPORT_CLICKHOUSE_URL",
+}
 _API_URL, _API_KEY = "TALLYPORT_API_URL", "TALLYPORT_API_KEY"
 _API_BYTES = 4 * 1024 * 1024
 _API_SETTINGS = frozenset({"api_host", "api_port", "api_keys_file"})
@@ -51,7 +55,7 @@ def check(json_wanted: bool) -> int:
     findings = [_Finding("settings", str(DOTENV), mistake, _WRONG) for mistake in mistakes]
     if configured is not None:
         findings += run_async(_reach_all(configured))
-        for name in _not_there(findings):
+        for name in _not_there(findings, mistakes):
             click.echo(f"{name}: none configured, none running here; `up` starts one", err=True)
     status = max((finding.status for finding in findings), default=0)
     if json_wanted:
@@ -67,9 +71,11 @@ def check(json_wanted: bool) -> int:
     return status
 
 
-def _not_there(findings: list[_Finding]) -> list[str]:
+def _not_there(findings: list[_Finding], mistakes: list[str]) -> list[str]:
+    """Servers nobody has named; where the name itself is wrong, the mistake says more."""
     looked_at = {finding.what for finding in findings}
-    return [name for name in ("kafka", "clickhouse") if name not in looked_at]
+    wrong = {mistake.split(" ")[0] for mistake in mistakes}
+    return [name for name, at in _ADDRESSES.items() if name not in looked_at and at not in wrong]
 
 
 def _settings_and_mistakes() -> tuple["Settings | None", list[str]]:

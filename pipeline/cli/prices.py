@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _COLUMNS = ("rate_id", "kind", "provider", "model", "effective_from", "prices", "note")
 _EXPLAINED = ("counter", "amount", "per", "like", "above")
 _KINDS = ("multiplier", "withdraws", "fx")
+_SAID_IN_RECORDS, _SAID_HERE = "or the record says backdated", "or give --backdated"
 
 _effective_from = click.option(
     "--effective-from", type=Time(), help="When it begins; default: as soon as the lead allows."
@@ -117,7 +118,7 @@ def set_(
     """
     configured = settings()
     record = _common(configured, rate_id, effective_from, backdated) | _content(given)
-    _publish([record], configured, json_wanted)
+    _publish(record, configured, json_wanted, rate_id)
 
 
 @prices.command()
@@ -136,7 +137,7 @@ def withdraw(
     """Let the rate RATE_ID apply no longer."""
     configured = settings()
     record = _common(configured, rate_id, effective_from, backdated) | {"withdraws": withdrawn}
-    _publish([record], configured, json_wanted)
+    _publish(record, configured, json_wanted, rate_id)
 
 
 def _common(
@@ -172,21 +173,30 @@ def _pair(flag: str, text: str) -> tuple[str, str]:
     return name, value
 
 
-def _publish(records: list[dict[str, Any]], configured: "Settings", json_wanted: bool) -> None:
-    """Checks and writes the records, looks whether all of them are used, and shows them."""
+def _publish(
+    record: dict[str, Any], configured: "Settings", json_wanted: bool, given_id: str | None
+) -> None:
+    """Checks and writes the record, looks whether it is used, and shows it."""
     from pipeline.core.rates import parse_rate, rate_record
+    from pipeline.stream.rate_publishing import RatesRefused
 
-    rates = [parse_rate(record) for record in records]
-    _write(rates, configured)
-    shown = [rate_record(rate) for rate in rates]
+    rate = parse_rate(record)
+    try:
+        _write([rate], configured)
+    except RatesRefused as error:
+        if given_id is not None:
+            raise
+        # It was made up a moment ago, and nobody has seen it.
+        raise ConfigurationError(str(error).removeprefix(f"{rate.rate_id}: ")) from error
+    shown = rate_record(rate)
     if json_wanted:
-        print_json({"dry_run": False, "rates": shown})
+        print_json({"dry_run": False, "rates": [shown]})
     else:
-        print_table([_shown(record) for record in shown], _COLUMNS)
+        print_table([_shown(shown)], _COLUMNS)
 
 
 def _write(rates: "list[Rate]", configured: "Settings", dry_run: bool = False) -> None:
-    from pipeline.stream.rate_publishing import publish_rates
+    from pipeline.stream.rate_publishing import RatesRefused, publish_rates
 
     async def work(kafka: Kafka) -> None:
         await publish_rates(
@@ -199,7 +209,10 @@ def _write(rates: "list[Rate]", configured: "Settings", dry_run: bool = False) -
             dry_run=dry_run,
         )
 
-    on_kafka(work, configured)
+    try:
+        on_kafka(work, configured)
+    except RatesRefused as error:
+        raise RatesRefused(str(error).replace(_SAID_IN_RECORDS, _SAID_HERE)) from error
 
 
 @prices.command("import")

@@ -107,6 +107,14 @@ def test_where_the_api_listens(tallyport: Command, keys: Path, taken_port: int) 
     assert f"port {taken_port} on 127.0.0.1 is in use" in found(taken, "api")
 
 
+def test_an_address_that_is_wrong_is_not_told_as_missing(tallyport: Command) -> None:
+    ended = tallyport("check", KAFKA_BOOTSTRAP="127.0.0.1")
+    assert ended.status == 2
+    assert "must be HOST:PORT" in found(ended, "settings")
+    assert "clickhouse: none configured" in ended.err
+    assert "kafka: none configured" not in ended.err
+
+
 def test_the_api_that_the_sdk_sends_to(tallyport: Command, kafka: str, tmp_path: Path) -> None:
     what = "TALLYPORT_API_URL"
     wrong = tallyport("check", API_URL="nowhere")

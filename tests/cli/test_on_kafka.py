@@ -119,7 +119,12 @@ def test_prices_are_set_listed_explained_and_withdrawn(on_kafka: OnKafka, tmp_pa
     other = on_kafka("prices", "set", *model, "--per-unit", "request=1", "--id", "acme-1")
     assert (other.status, "other content" in other.err) == (2, True)
     assert on_kafka("prices", "withdraw", "acme-1", "--backdated").status == 0
-    assert on_kafka("prices", "withdraw", "acme-2").status == 2
+    unknown = on_kafka("prices", "withdraw", "acme-2")
+    assert unknown.status == 2
+    assert unknown.err == "tallyport: withdraws names 'acme-2', which is not in use\n"
+    early = on_kafka("prices", "set", *model, *price[:2], "--effective-from", "2026-01-01")
+    assert (early.status, early.err[:35]) == (2, "tallyport: effective_from must be a")
+    assert early.err.endswith(" or later), or give --backdated\n")
     (tmp_path / "list.csv").write_text(
         "provider,model,input_micro_per_million,effective_from\n"
         "acme,m-2,50000,2100-01-01T00:00:00Z\n"
