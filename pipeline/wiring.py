@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import tempfile
 import time
@@ -79,8 +80,8 @@ async def _run(settings: Settings) -> int:
     await rates.start()
     try:
         context, topic_ids = await _context(settings, rates)
-        with tempfile.TemporaryDirectory(prefix="tallyport-worker-") as scratch:
-            app = build_app(context, Path(scratch), on_failure)
+        with _scratch(settings.data_dir) as scratch:
+            app = build_app(context, scratch, on_failure)
             with _watching(app, rates, on_failure) as watchdog:
                 watching = _watch_topics(context.client, topic_ids, on_failure)
                 await _serve(app, settings, watchdog, stop, on_failure)
@@ -92,6 +93,19 @@ async def _run(settings: Settings) -> int:
     if failure.done():
         raise _explained(failure.result())
     return 0
+
+
+@contextlib.contextmanager
+def _scratch(data_dir: Path) -> Generator[Path]:
+    """A folder for Faust, which makes others in it and puts nothing there.
+
+    It is in the data folder where there is one: a worker that is killed leaves it behind.
+    """
+    if data_dir.is_dir() and os.access(data_dir, os.W_OK):
+        yield data_dir / "worker"
+        return
+    with tempfile.TemporaryDirectory(prefix="tallyport-worker-") as folder:
+        yield Path(folder)
 
 
 async def _name_recreated(client: dict[str, Any], recorded: dict[str, str]) -> None:

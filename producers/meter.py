@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 
 from pipeline.core.decision import NO_POLICY, OFF, Verdict, estimate_cost_nano
 from pipeline.core.event_codec import UnknownFields
+from pipeline.core.event_fields import FIELDS
 from pipeline.core.events import Event
 from pipeline.core.rejections import Rejection
 from producers.call import Call, Estimate, Guard
@@ -31,6 +32,7 @@ EXIT_S = 5.0
 """How long a process that ends waits for its last events to be sent."""
 
 _OFF = Verdict(allowed=True, reason=NO_POLICY, freshness=OFF)
+_SHOWN_FIELDS, _SHOWN_CHARS = 3, 40
 _NOTHING = Estimate(0, 0, False)
 _NONE: Mapping[str, Any] = {}
 Client = TypeVar("Client")
@@ -307,7 +309,7 @@ class Meter:
         prepared = prepare(fields, unknown)
         if unknown.count:
             self._counters.add("unknown_fields", unknown.count)
-            self._notices.warn("unknown", "an event has fields that nobody reads: a typing error?")
+            self._notices.warn("unknown", _unknown_fields(fields))
         if isinstance(prepared, Rejection):
             self._counters.reject(prepared.reason)
             trouble = f"an event was refused: {prepared.reason}: {prepared.detail}"
@@ -383,6 +385,14 @@ class Binding:
         token, self._token = self._token, None
         if token is not None:
             self._variable.reset(token)
+
+
+def _unknown_fields(fields: Mapping[str, Any]) -> str:
+    unknown = [name for name, value in fields.items() if name not in FIELDS and value is not None]
+    shown = ", ".join(repr(name)[:_SHOWN_CHARS] for name in unknown[:_SHOWN_FIELDS])
+    more = len(unknown) - _SHOWN_FIELDS
+    shown += f" and {more} more" if more > 0 else ""
+    return f"an event has fields that nobody reads: {shown}: a typing error?"
 
 
 def _ids_of(fields: Mapping[str, Any]) -> Ids:

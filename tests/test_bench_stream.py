@@ -28,11 +28,11 @@ from producers.steady import steady
 TIMEOUT_S = 360
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+def bench(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     kept = {name: text for name, text in os.environ.items() if not name.startswith("TALLYPORT_")}
     return subprocess.run(
         [sys.executable, "-m", "pipeline", "bench", "stream", *arguments],
-        env=kept,
+        env={**kept, **more},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
@@ -41,10 +41,12 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_all_contenders_end_with_the_totals_of_the_floor(tmp_path: Path) -> None:
-    picture = tmp_path / "stream.svg"
+    picture, scratch = tmp_path / "stream.svg", tmp_path / "scratch"
+    scratch.mkdir()
     done = bench("--events", "2000", "--ports", "20", "--users", "300", "--rounds", "1",
-                 "--chart", str(picture), "--json")  # fmt: skip
+                 "--chart", str(picture), "--json", TMPDIR=str(scratch))  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert list(scratch.iterdir()) == []
     found = json.loads(done.stdout)["stream"]
     rows = {row["contender"]: row for row in found["contenders"]}
     assert list(rows) == ["floor", "tallyport", "plain_faust"]

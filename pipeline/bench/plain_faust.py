@@ -6,6 +6,7 @@ ours beyond the job: no dedupe, no ledger.
 
 import asyncio
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -94,6 +95,7 @@ async def _create_changelogs(task: Task, name: str) -> None:
 
 async def _main(scratch: Path) -> None:
     answer(await run(task_of_this_process(), scratch))
+    shutil.rmtree(scratch, ignore_errors=True)
     os._exit(0)  # Faust would flush for many seconds; the figure is taken
 
 

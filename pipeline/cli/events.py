@@ -20,12 +20,13 @@ from pipeline.cli.transports import connected
 
 if TYPE_CHECKING:
     from producers.segment import Entry
-    from producers.transports.transport import Outcome, Transport
+    from producers.transports.transport import Outcome, Transport, Unavailable
 
 GIVE_UP_S = 60.0
 """For so long the same events are sent again; then they have failed, and nothing more is read."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _SHOWN_REJECTIONS = 1_000
+_NOT_ADMITTED = (401, 403)
 
 
 @dataclass
@@ -35,6 +36,8 @@ class _Report:
     failed: int = 0
     rejections: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     trouble: str = ""
+    is_final: bool = False
+    """Whether sending the same again would meet the same trouble."""
 
     def reject(self, line: int, reason: str, detail: str, quiet: bool) -> None:
         self.rejected += 1
@@ -66,8 +69,8 @@ def emit(file: str | None, json_wanted: bool) -> int:
     They go over HTTP where TALLYPORT_API_URL is set, else to Kafka. Lines that are no valid event
     are reported with their number and not sent. On Kafka, whether an event is too old or in the
     future is judged by Kafka's time and so later, by the worker. What is not acknowledged within a
-    minute has failed, and what comes after it is not sent. Exit status 1 when any line was
-    rejected or failed.
+    minute has failed, and what comes after it is not sent; so it is at once where the API does not
+    admit the key. Exit status 1 when any line was rejected or failed.
     """
     with _opened(file) as descriptor:
         report = run_async(_emit(descriptor, json_wanted))
@@ -109,6 +112,7 @@ class _Sender:
         self._report = report
         self._quiet = quiet
         self._stop = threading.Event()
+        self._has_told = False
 
     async def __aenter__(self) -> "_Sender":
         return self
@@ -138,7 +142,7 @@ class _Sender:
             if not waiting:
                 report.trouble = ""
                 return
-            if time.monotonic() + pause_s > end_s:
+            if report.is_final or time.monotonic() + pause_s > end_s:
                 report.failed += len(waiting)
                 report.trouble += f"; given up at line {waiting[0].line}"
                 return
@@ -151,10 +155,21 @@ class _Sender:
         try:
             outcomes = self._transport.deliver(entries, self._stop)
         except Unavailable as error:
-            self._report.trouble = str(error)
+            self._take_trouble(error)
             return [None] * len(entries)
         self._report.trouble = "not everything was acknowledged"
         return outcomes
+
+    def _take_trouble(self, error: "Unavailable") -> None:
+        report = self._report
+        report.trouble = str(error)
+        if error.status in _NOT_ADMITTED:
+            report.trouble += " (TALLYPORT_API_KEY)"
+            report.is_final = True
+        elif error.status is None and not self._has_told:
+            self._has_told = True
+            again = f"tallyport: {error}; trying again for {GIVE_UP_S:g} s"
+            click.echo(printable(again), err=True)
 
 
 def _batches(events: Sequence[_Numbered]) -> Generator[Sequence[_Numbered]]:

@@ -14,12 +14,13 @@ from pipeline.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pipeline.core.explain import Explanation
-    from pipeline.core.rates import RateSet
+    from pipeline.core.rates import Rate, RateSet
     from pipeline.settings import Settings
 
 _COLUMNS = ("rate_id", "kind", "provider", "model", "effective_from", "prices", "note")
 _EXPLAINED = ("counter", "amount", "per", "like", "above")
 _KINDS = ("multiplier", "withdraws", "fx")
+_SAID_IN_RECORDS, _SAID_HERE = "or the record says backdated", "or give --backdated"
 
 _effective_from = click.option(
     "--effective-from", type=Time(), help="When it begins; default: as soon as the lead allows."
@@ -117,7 +118,7 @@ def set_(
     """
     configured = settings()
     record = _common(configured, rate_id, effective_from, backdated) | _content(given)
-    _publish([record], configured, json_wanted)
+    _publish(record, configured, json_wanted, rate_id)
 
 
 @prices.command()
@@ -136,7 +137,7 @@ def withdraw(
     """Let the rate RATE_ID apply no longer."""
     configured = settings()
     record = _common(configured, rate_id, effective_from, backdated) | {"withdraws": withdrawn}
-    _publish([record], configured, json_wanted)
+    _publish(record, configured, json_wanted, rate_id)
 
 
 def _common(
@@ -173,13 +174,29 @@ def _pair(flag: str, text: str) -> tuple[str, str]:
 
 
 def _publish(
-    records: list[dict[str, Any]], configured: "Settings", json_wanted: bool, dry_run: bool = False
+    record: dict[str, Any], configured: "Settings", json_wanted: bool, given_id: str | None
 ) -> None:
-    """Checks and writes the records, and looks whether all of them are used."""
+    """Checks and writes the record, looks whether it is used, and shows it."""
     from pipeline.core.rates import parse_rate, rate_record
-    from pipeline.stream.rate_publishing import publish_rates
+    from pipeline.stream.rate_publishing import RatesRefused
 
-    rates = [parse_rate(record) for record in records]
+    rate = parse_rate(record)
+    try:
+        _write([rate], configured)
+    except RatesRefused as error:
+        if given_id is not None:
+            raise
+        # It was made up a moment ago, and nobody has seen it.
+        raise ConfigurationError(str(error).removeprefix(f"{rate.rate_id}: ")) from error
+    shown = rate_record(rate)
+    if json_wanted:
+        print_json({"dry_run": False, "rates": [shown]})
+    else:
+        print_table([_shown(shown)], _COLUMNS)
+
+
+def _write(rates: "list[Rate]", configured: "Settings", dry_run: bool = False) -> None:
+    from pipeline.stream.rate_publishing import RatesRefused, publish_rates
 
     async def work(kafka: Kafka) -> None:
         await publish_rates(
@@ -192,12 +209,10 @@ def _publish(
             dry_run=dry_run,
         )
 
-    on_kafka(work, configured)
-    shown = [rate_record(rate) for rate in rates]
-    if json_wanted:
-        print_json({"dry_run": dry_run, "rates": shown})
-    else:
-        print_table([_shown(record) for record in shown], _COLUMNS)
+    try:
+        on_kafka(work, configured)
+    except RatesRefused as error:
+        raise RatesRefused(str(error).replace(_SAID_IN_RECORDS, _SAID_HERE)) from error
 
 
 @prices.command("import")
@@ -217,10 +232,14 @@ def import_(
 ) -> None:
     """Publish the rates of FILE, CSV or JSON; one that is there already stays as it is.
 
+    That is a row with the id of a rate, and one without an id whose prices are in force already
+    when it would begin: "unchanged" in the answer, the others are "new".
+
     CSV has a header: provider, model, and prices such as input_tokens_per_million,
     input_micro_per_million (micro-units per million tokens), audio_seconds, images, request. All
     rows are checked before any is written.
     """
+    from pipeline.cli.standing_rates import standing_rates
     from pipeline.core.price_import import import_prices
     from pipeline.core.rates import rate_record
 
@@ -237,7 +256,20 @@ def import_(
         raise ConfigurationError(f"{file}: is not UTF-8") from error
     except ConfigurationError as error:
         raise ConfigurationError(f"{file}: {error}") from error
-    _publish([rate_record(rate) for rate in found], configured, json_wanted, dry_run)
+    there = on_kafka(lambda kafka: _load(kafka, configured), configured)
+    standing = standing_rates(found, there)
+    pairs = list(zip(found, standing, strict=True))
+    # Those with a known id as well: the id with other content is refused.
+    if to_write := [row for row, other in pairs if other is None or other.rate_id == row.rate_id]:
+        _write(to_write, configured, dry_run)
+    shown = [
+        {**rate_record(other or row), "change": "new" if other is None else "unchanged"}
+        for row, other in pairs
+    ]
+    if json_wanted:
+        print_json({"dry_run": dry_run, "rates": shown})
+    else:
+        print_table([_shown(record) for record in shown], ("change", *_COLUMNS))
 
 
 @prices.command()

@@ -111,7 +111,7 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", 1, debug)
     except click.UsageError as error:
-        return _fail(_usage_message(error), 2, debug)
+        return _fail(_usage_message(error, arguments), 2, debug)
     except click.ClickException as error:
         return _fail(error.format_message(), 1, debug)
     except TallyportError as error:
@@ -130,12 +130,25 @@ def _quiet_libraries(debug: bool) -> None:
         logging.getLogger().addHandler(logging.NullHandler())
 
 
-def _usage_message(error: click.UsageError) -> str:
-    where = error.ctx.command_path if error.ctx else "tallyport"
+def _usage_message(error: click.UsageError, arguments: list[str]) -> str:
+    where = error.ctx.command_path if error.ctx else _command_path(arguments)
     message = " ".join(error.format_message().split())
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         message = "a command is missing"
     return f"{message.rstrip('.')} (see {where} --help)"
+
+
+def _command_path(arguments: list[str]) -> str:
+    """The command that a line calls: the reader of options does not say whose they are."""
+    path = "tallyport"
+    command: click.Command = root
+    for word in arguments:
+        if not isinstance(command, click.Group):
+            break
+        found = command.get_command(click.Context(command), word)
+        if found is not None:
+            path, command = f"{path} {word}", found
+    return path
 
 
 def _readable(error: Exception) -> str:

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import itertools
+import shutil
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -31,6 +33,11 @@ _QUEUED = 1_000
 _AGAIN_S = 0.5
 _JOIN_S = 5.0
 _TABLE_MARGIN = 6
+_LEFT_OUT_FIRST = ("resets_at", "remaining", "hard_cap", "used")
+_SCOPE_WIDTH = 22
+"""A longer scope goes on in the next line, rather than that a column is left out for it."""
+_NARROWEST = 60
+"""Columns of a terminal in which scope, unit, period and status have room."""
 
 
 class _Change(NamedTuple):
@@ -59,8 +66,9 @@ def watch(scopes: tuple[str, ...], once: bool, json_wanted: bool) -> None:
 
     They come over HTTP where TALLYPORT_API_URL is set, else from Kafka.
 
-    A table on a terminal, one line per change elsewhere. With --json one object per change, the
-    states as they are now first; a state that was taken away has "deleted": true.
+    A table on a terminal of 60 columns or more, one line per change elsewhere. With --json one
+    object per change, the states as they are now first; a state that was taken away has
+    "deleted": true.
     """
     from pipeline.core.scopes import parse_scope
 
@@ -81,11 +89,11 @@ async def _watch(wanted: set[str], once: bool, json_wanted: bool) -> None:
         await anext(changes)
         if once and not json_wanted:
             print_table([_fields(record) for record in _ranked(board.table)], _COLUMNS)
-        elif json_wanted or not sys.stdout.isatty():
+        elif json_wanted or not _has_room():
             _print_changes([_Change("", record) for record in board.table.records()], json_wanted)
         if once:
             return
-        if json_wanted or not sys.stdout.isatty():
+        if json_wanted or not _has_room():
             async for changed in changes:
                 _print_changes(changed, json_wanted)
         else:
@@ -244,34 +252,82 @@ def _ranked(table: "StateTable") -> list["StateRecord"]:
     return sorted(table.records(), key=rank)
 
 
+def _has_room() -> bool:
+    """Whether a table can be shown."""
+    return sys.stdout.isatty() and shutil.get_terminal_size().columns >= _NARROWEST
+
+
 async def _show_table(board: _Board, changes: AsyncGenerator[list[_Change]]) -> None:
     from rich.console import Console
     from rich.live import Live
 
     console = Console()
-    with Live(_rendered(board.table, console.height), console=console, screen=True) as live:
+
+    def drawn() -> "Table":
+        return states_table(board.table, console.width, console.height)
+
+    with Live(drawn(), console=console, screen=True) as live:
         async for changed in changes:
             if changed:
-                live.update(_rendered(board.table, console.height))
+                live.update(drawn())
             await asyncio.sleep(0)
 
 
-def _rendered(table: "StateTable", height: int) -> "Table":
+def states_table(table: "StateTable", width: int, height: int) -> "Table":
+    """The states in so many columns and lines of a terminal, those that matter most first.
+
+    Where it is narrow, columns are left out, and a long scope goes on in the next line: neither a
+    scope nor a status is cut.
+    """
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
     records = _ranked(table)
-    shown = records[: max(1, height - _TABLE_MARGIN)]
-    now = time.strftime("%H:%M:%S")
-    title = f"{len(records)} budget states at {now}"
-    if len(shown) < len(records):
-        title += f", the first {len(shown)} shown"
+    rows = [
+        {name: printable(_shown(value)) for name, value in _fields(record).items()}
+        for record in records[: max(1, height - _TABLE_MARGIN)]
+    ]
+    widths = {
+        column: max(len(column), *(cell_len(row[column]) for row in rows)) if rows else len(column)
+        for column in _COLUMNS
+    }
+    columns = _columns_within(width, widths)
+    scope_width = max(1, width - _width_of(columns, {**widths, "scope": 0}))
+    lines = itertools.accumulate(-(-cell_len(row["scope"]) // scope_width) for row in rows)
+    rows = [row for row, end in zip(rows, lines, strict=True) if end <= height - _TABLE_MARGIN]
+    title = f"{len(records)} budget states at {time.strftime('%H:%M:%S')}"
+    if len(rows) < len(records):
+        title += f", the first {len(rows)} shown"
     drawn = Table(title=title, expand=True)
-    for column in _COLUMNS:
-        drawn.add_column(column, justify="right" if column in _COLUMNS[4:7] else "left")
-    for record in shown:
-        fields = _fields(record)
-        cells = ["-" if fields[column] is None else str(fields[column]) for column in _COLUMNS]
+    for column in columns:
+        right = column in _COLUMNS[4:7]
+        drawn.add_column(
+            column,
+            justify="right" if right else "left",
+            no_wrap=column != "scope",
+            overflow="fold",
+        )
+    for row in rows:
         # As text: an id is no markup.
-        drawn.add_row(*(Text(printable(cell)) for cell in cells), style=_STYLES[fields["status"]])
+        drawn.add_row(*(Text(row[column]) for column in columns), style=_STYLES[row["status"]])
     return drawn
+
+
+def _shown(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def _columns_within(width: int, widths: Mapping[str, int]) -> list[str]:
+    columns: list[str] = [*_COLUMNS]
+    wanted = {**widths, "scope": min(widths["scope"], _SCOPE_WIDTH)}
+    for column in _LEFT_OUT_FIRST:
+        if _width_of(columns, wanted) <= width:
+            break
+        columns.remove(column)
+    return columns
+
+
+def _width_of(columns: Iterable[str], widths: Mapping[str, int]) -> int:
+    """With the lines between them and a space at each side."""
+    return sum(widths[column] + 3 for column in columns) + 1

@@ -2,7 +2,7 @@
 
 from clickhouse_connect.driver.client import Client
 
-from pipeline.core.errors import Refused
+from pipeline.core.errors import ConfigurationError
 from pipeline.ledger.manifests import INSERT_SETTINGS
 
 # Not the driver's insert, which loads pandas and Arrow: a worker does without them.
@@ -13,10 +13,10 @@ _CURRENCY = "SELECT currency FROM ledger_currency ORDER BY written_at LIMIT 1"
 
 
 def check_currency(client: Client, currency: str) -> bool:
-    """Whether the ledger's currency is known. Raises ``Refused`` when it is another one."""
+    """Whether the ledger's currency is known. Raises ``ConfigurationError`` when it is another."""
     row = client.query(_CURRENCY).first_row
     if row and row[0] != currency:
-        raise Refused(
+        raise ConfigurationError(
             f"TALLYPORT_CURRENCY is {currency}, but this ledger's amounts are in {row[0]}; set it "
             f"back to {row[0]}, or start with an empty ledger, data folder and topic prefix"
         )
@@ -24,7 +24,7 @@ def check_currency(client: Client, currency: str) -> bool:
 
 
 def settle_currency(client: Client, currency: str) -> None:
-    """Makes ``currency`` the ledger's, if it has none yet; raises ``Refused`` as above."""
+    """Makes ``currency`` the ledger's, if it has none yet; raises as above."""
     if not check_currency(client, currency):
         client.command(_SETTLE, parameters={"currency": currency}, settings=INSERT_SETTINGS)
         check_currency(client, currency)

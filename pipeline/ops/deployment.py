@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pipeline.core.errors import TallyportError
+from pipeline.core.errors import ConfigurationError, TallyportError
 from pipeline.endpoints import remove_endpoints, write_endpoints
 from pipeline.ops.child_process import ChildProcess
 from pipeline.ops.folder_lock import FolderLock
@@ -21,6 +21,7 @@ from pipeline.ops.kafka_server import HOST, KafkaServer
 from pipeline.ops.loopback_ports import usable_port
 from pipeline.processor import processor_to_stay_on
 from pipeline.settings import Settings, variable
+from pipeline.web.key_ring import open_ring
 
 if TYPE_CHECKING:
     from pipeline.ops.rebuild_report import RebuildReport
@@ -42,6 +43,10 @@ T = TypeVar("T")
 class PartFailed(TallyportError):
     """A part did not become ready, or ended by itself; the message names its log."""
 
+    def __init__(self, message: str, exit_status: int = TallyportError.exit_status) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
 
 class Deployment:
     """What ``tallyport up`` runs, as an object for ``up``, ``demo`` and tests.
@@ -52,8 +57,9 @@ class Deployment:
     says what was restored where Kafka was empty and the ledger was not. Must be used from the main
     thread (see ``tether``).
 
-    Raises ``ConfigurationError`` for a port in use, ``Refused`` while another one runs on the data
-    folder, ``PartFailed`` or ``KafkaFailed`` when something does not come up.
+    Raises ``ConfigurationError`` for a port in use and for what the API would refuse, ``Refused``
+    while another one runs on the data folder, ``PartFailed`` or ``KafkaFailed`` when something
+    does not come up.
     """
 
     def __init__(self, settings: Settings, parts: tuple[str, ...] = PARTS) -> None:
@@ -83,6 +89,8 @@ class Deployment:
 
     async def start(self) -> None:
         """Start everything; on any failure, cancellation included, nothing is left running."""
+        if "api" in self._parts:
+            open_ring(self.settings)  # the API would refuse it too, with all else running by then
         self._lock.acquire()
         try:
             self._choose_ports()
@@ -137,12 +145,14 @@ class Deployment:
         return child
 
     async def wait_ready(self, name: str, timeout_s: float = READY_TIMEOUT_S) -> str:
-        """The part's ready line. Raises ``PartFailed`` when it ends or stays silent."""
+        """The part's ready line. Raises ``PartFailed`` when it ends or stays silent; with the
+        status of wrong configuration when that is what it ended with."""
         child = self.children[name]
         deadline = asyncio.get_running_loop().time() + timeout_s
         while (line := child.ready_line()) is None:
-            if child.exit_status() is not None:
-                raise PartFailed(_ended(child))
+            if (status := child.exit_status()) is not None:
+                wrong = status == ConfigurationError.exit_status
+                raise PartFailed(_ended(child), status if wrong else PartFailed.exit_status)
             if asyncio.get_running_loop().time() > deadline:
                 raise PartFailed(f"{name} was not ready within {timeout_s:.0f} s{child.log_note()}")
             await asyncio.sleep(_POLL_S)

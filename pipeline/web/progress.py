@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,12 @@ STALL_S = 8.0
 """Noticed after this long and a poll: within ten seconds."""
 _POLL_S = 1.0
 _RETRY_S = 2.0
-_PEEK_MS = 1_000
+_PEEK_AFTER_S = 1.5
+"""A reader that moves is not looked at: that would fetch for every busy partition."""
+_PEEK_S = 1.0
+_PEEK_MS = 20
+"""Markers move the position and wake nobody who waits."""
+_PEEK_BYTES = 64 * 1024
 _FETCH_MIN_BYTES = 256 * 1024
 _FETCH_MAX_WAIT_MS = 250
 """States are fetched for their heartbeats, one a second; each flush's on its own costs more."""
@@ -37,29 +43,54 @@ class Backlog:
     position: int = -1
     end: int = -1
     empty_up_to: int = -1
+    record_at: int = -1
     waiting_since_s: float | None = None
 
     def observe(self, position: int, end: int, now_s: float) -> None:
         """Take in where the reader is and where the log ends."""
         moved = position != self.position
         self.position, self.end = position, end
-        if end <= max(position, self.empty_up_to):
+        if end <= self.unseen_from:
             self.waiting_since_s = None
         elif moved or self.waiting_since_s is None:
             self.waiting_since_s = now_s
 
+    @property
+    def unseen_from(self) -> int:
+        """Before this offset nothing waits for the reader."""
+        return max(self.position, self.empty_up_to)
+
+    def to_be_looked_at(self, now_s: float) -> bool:
+        """Whether it has waited for a while and nobody knows for what."""
+        since_s = self.waiting_since_s
+        return since_s is not None and now_s - since_s >= _PEEK_AFTER_S and not self._has_record
+
     def overdue(self, now_s: float) -> bool:
-        """Whether work seems to have waited at one position for ``STALL_S``."""
+        """Whether something, and be it markers, has waited at one position for ``STALL_S``."""
         return self.waiting_since_s is not None and now_s - self.waiting_since_s >= STALL_S
 
-    def found_empty(self) -> None:
-        """What lies ahead are only markers of transactions: no work."""
-        self.empty_up_to, self.waiting_since_s = self.end, None
+    def stalled(self, now_s: float) -> bool:
+        """Whether a record that was seen has waited at one position for ``STALL_S``."""
+        return self._has_record and self.overdue(now_s)
+
+    def found_record(self, offset: int) -> None:
+        """A record stands at ``offset``: work, until the reader has passed it."""
+        self.record_at = offset
+
+    def found_empty(self, up_to: int) -> None:
+        """Before offset ``up_to`` only markers of transactions lie ahead: no work."""
+        self.empty_up_to = max(self.empty_up_to, up_to)
+        if self.end <= self.empty_up_to:
+            self.waiting_since_s = None
+
+    @property
+    def _has_record(self) -> bool:
+        return self.record_at >= self.position
 
     @property
     def lag(self) -> int:
         """Records ahead; markers count until they are known to be only that."""
-        return 0 if self.end <= self.empty_up_to else max(0, self.end - self.position)
+        return max(0, self.end - self.unseen_from)
 
 
 @dataclass
@@ -129,7 +160,7 @@ class Progress:
                 f"{topic} partition {partition} waits at offset {waiting.position} "
                 f"of {waiting.end}"
                 for partition, waiting in sorted(backlogs.items())
-                if waiting.overdue(now_s)
+                if waiting.stalled(now_s)
             ]
         return found
 
@@ -146,8 +177,10 @@ class Progress:
 
     async def _follow(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            states = await self._consumer(stack)
-            peek = await self._consumer(stack)
+            states = await self._consumer(
+                stack, fetch_min_bytes=_FETCH_MIN_BYTES, fetch_max_wait_ms=_FETCH_MAX_WAIT_MS
+            )
+            peek = await self._consumer(stack, max_partition_fetch_bytes=_PEEK_BYTES)
             admin = AIOKafkaAdminClient(**self._client)
             stack.push_async_callback(admin.close)
             await admin.start()
@@ -163,14 +196,13 @@ class Progress:
                     await _check_reading(states, peek, reading)
                 self._unreachable, self._measured_s = None, time.monotonic()
 
-    async def _consumer(self, stack: contextlib.AsyncExitStack) -> AIOKafkaConsumer:
+    async def _consumer(self, stack: contextlib.AsyncExitStack, **options: Any) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
             **self._client,
             isolation_level="read_committed",
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            fetch_min_bytes=_FETCH_MIN_BYTES,
-            fetch_max_wait_ms=_FETCH_MAX_WAIT_MS,
+            **options,
         )
         stack.push_async_callback(consumer.stop)
         await consumer.start()
@@ -202,15 +234,16 @@ class Progress:
         if untold := [tp for tp in priced if tp not in committed]:
             raise TallyportError(f"the sink's position in {untold[0].topic} was not told")
         now_s = time.monotonic()
+        seen: dict[TopicPartition, Backlog] = {}
         for tp in tps:
             is_source = tp.topic == self._topics.events
             done = beats.contained(tp.partition) if is_source else committed[tp].offset
             backlogs = self._worker if is_source else self._sink
-            backlog = backlogs.setdefault(tp.partition, Backlog())
-            backlog.observe(max(done, starts[tp]), ends[tp], now_s)
-            if backlog.overdue(now_s) and not await _has_record(peek, tp, backlog.position):
-                backlog.found_empty()
-            gauge = metrics.SOURCE_LAG if is_source else metrics.SINK_LAG
+            seen[tp] = backlogs.setdefault(tp.partition, Backlog())
+            seen[tp].observe(max(done, starts[tp]), ends[tp], now_s)
+        await _look_ahead(peek, {tp: one for tp, one in seen.items() if one.to_be_looked_at(now_s)})
+        for tp, backlog in seen.items():
+            gauge = metrics.SOURCE_LAG if tp.topic == self._topics.events else metrics.SINK_LAG
             gauge.labels(str(tp.partition)).set(backlog.lag)
 
 
@@ -234,9 +267,27 @@ async def _all_partitions(consumer: AIOKafkaConsumer, topic: str) -> list[TopicP
     return [TopicPartition(topic, partition) for partition in sorted(partitions)]
 
 
-async def _has_record(consumer: AIOKafkaConsumer, tp: TopicPartition, offset: int) -> bool:
-    """Whether a committed record stands at ``offset`` or after it."""
-    consumer.assign([tp])
-    consumer.seek(tp, offset)
-    records = await consumer.getmany(tp, timeout_ms=_PEEK_MS, max_records=1)
-    return any(records.values())
+async def _look_ahead(
+    consumer: AIOKafkaConsumer, waiting: Mapping[TopicPartition, Backlog]
+) -> None:
+    """Find out, for all at once, whether records lie ahead or only markers of transactions.
+
+    What is not known after ``_PEEK_S`` is left for the next time, which goes on where this ended.
+    """
+    if not waiting:
+        return
+    consumer.assign([*waiting])
+    for tp, backlog in waiting.items():
+        consumer.seek(tp, backlog.unseen_from)
+    unknown, until_s = [*waiting], time.monotonic() + _PEEK_S
+    try:
+        while unknown and time.monotonic() < until_s:
+            found = await consumer.getmany(*unknown, timeout_ms=_PEEK_MS)
+            for tp in unknown:
+                if records := found.get(tp):
+                    waiting[tp].found_record(records[0].offset)
+                else:
+                    waiting[tp].found_empty(await consumer.position(tp))
+            unknown = [tp for tp in unknown if waiting[tp].to_be_looked_at(math.inf)]
+    finally:
+        consumer.unsubscribe()  # or it would fetch on

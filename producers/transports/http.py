@@ -68,7 +68,7 @@ class HttpTransport:
         if results is not None and len(results) == len(entries):
             return [_outcome(result) for result in results]
         if answer.status not in _OF_THE_BODY:
-            raise Unavailable(_trouble(answer), _retry_after_s(answer))
+            raise _unavailable(answer)
         if len(entries) == 1:
             reason = TOO_LARGE if answer.status == _TOO_MUCH else REFUSED
             return [Outcome(reason=reason, detail=_trouble(answer))]
@@ -257,7 +257,7 @@ def _events(
     response = connection.getresponse()
     if response.status != 200:
         answer = Answer(response.status, response.headers, response.read(_CHUNK_BYTES))
-        raise Unavailable(_trouble(answer), _retry_after_s(answer))
+        raise _unavailable(answer)
     rest = b""
     while chunk := response.read1(_CHUNK_BYTES):
         *blocks, rest = (rest + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
@@ -324,7 +324,7 @@ def _outcome(result: Mapping[str, Any]) -> Outcome | None:
 
 def _body(answer: Answer) -> dict[str, Any]:
     if answer.status != 200:
-        raise Unavailable(_trouble(answer), _retry_after_s(answer))
+        raise _unavailable(answer)
     try:
         body = msgspec.json.decode(answer.body)
     except msgspec.MsgspecError as error:
@@ -349,6 +349,10 @@ def _fetch_book(client: _Client) -> bytes:
 def _rate_set(body: Mapping[str, Any]) -> RateSet:
     used = tuple(UsedRate(entry["offset"], parse_rate(entry["rate"])) for entry in body["rates"])
     return RateSet(body["next_offset"], body["currency"], used)
+
+
+def _unavailable(answer: Answer) -> Unavailable:
+    return Unavailable(_trouble(answer), _retry_after_s(answer), answer.status)
 
 
 def _trouble(answer: Answer) -> str:

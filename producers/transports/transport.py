@@ -18,12 +18,16 @@ Follower = Callable[[threading.Event], None]
 class Unavailable(Exception):
     """The other side cannot be used now; the message is one line.
 
-    ``retry_after_s`` is what it asked for, None when it did not.
+    ``retry_after_s`` is what it asked for, None when it did not; ``status`` is that of its HTTP
+    answer, None where it gave none.
     """
 
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, retry_after_s: float | None = None, status: int | None = None
+    ) -> None:
         super().__init__(" ".join(message.split())[:300])
         self.retry_after_s = retry_after_s
+        self.status = status
 
 
 class Outcome(NamedTuple):

@@ -107,6 +107,41 @@ def test_where_the_api_listens(tallyport: Command, keys: Path, taken_port: int) 
     assert f"port {taken_port} on 127.0.0.1 is in use" in found(taken, "api")
 
 
+def test_an_address_that_is_wrong_is_not_told_as_missing(tallyport: Command) -> None:
+    ended = tallyport("check", KAFKA_BOOTSTRAP="127.0.0.1")
+    assert ended.status == 2
+    assert "must be HOST:PORT" in found(ended, "settings")
+    assert "clickhouse: none configured" in ended.err
+    assert "kafka: none configured" not in ended.err
+
+
+def test_the_api_that_the_sdk_sends_to(tallyport: Command, kafka: str, tmp_path: Path) -> None:
+    what = "TALLYPORT_API_URL"
+    wrong = tallyport("check", API_URL="nowhere")
+    assert wrong.status == 2
+    assert f"{what} must be a URL" in found(wrong, "settings")
+    away = tallyport("check", API_URL=f"http://{NOBODY}")
+    assert away.status == 1
+    assert found(away, what) == f"{what} {NOBODY}: cannot be reached: Connection refused"
+    folder = tmp_path / "api"
+    folder.mkdir()
+    keys = folder / "keys.json"
+    created = create_key(keys, "ocr", "ingest", who="tests", now=datetime.now(UTC))
+    settings = {"TALLYPORT_API_KEYS_FILE": str(keys)}
+    api = ApiProcess(kafka, f"t{uuid.uuid4().hex[:10]}.", folder, settings)
+    with api.running():
+        for key, told in (
+            (created[1], "ok"),
+            ("another", "does not admit TALLYPORT_API_KEY"),
+            ("", "asks for a key: TALLYPORT_API_KEY is not set"),
+            ("k\u20ac", "TALLYPORT_API_KEY has characters that no key has"),
+        ):
+            ended = tallyport("check", API_URL=api.url, API_KEY=key)
+            at = api.url.removeprefix("http://")
+            assert found(ended, what) == f"{what} {at}: {told}"
+            assert ended.status == (0 if told == "ok" else 1)
+
+
 def test_an_api_that_runs_there_already_is_fine(
     tallyport: Command, kafka: str, tmp_path: Path
 ) -> None:

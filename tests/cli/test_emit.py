@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 from starlette.responses import JSONResponse, Response
 
+from pipeline.cli import events
+from pipeline.ops.loopback_ports import free_port
 from tests.cli.conftest import Command, environment
 from tests.producers.api_stand_in import KEY, ApiStandIn
 
@@ -67,8 +70,9 @@ def test_an_api_that_comes_back_gets_everything(tallyport: Command, api: ApiStan
     assert (ended.status, ended.out, ended.err) == (0, "sent 5, rejected 0, failed 0\n", "")
 
 
-def test_it_gives_up_and_says_where(api: ApiStandIn, tmp_path: Path) -> None:
+def test_it_says_that_it_tries_again_and_where_it_gives_up(tmp_path: Path) -> None:
     (tmp_path / "events").write_text(lines(1_500))
+    url = f"http://127.0.0.1:{free_port()}"
     code = (
         "from pipeline.cli import events; events.GIVE_UP_S = 0.2\n"
         "from pipeline.__main__ import main; main(['emit', 'events'])"
@@ -76,14 +80,27 @@ def test_it_gives_up_and_says_where(api: ApiStandIn, tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env=environment(API_URL=api.url, API_KEY="another"),
+        env=environment(API_URL=url),
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert (ended.returncode, ended.stdout) == (1, "sent 0, rejected 0, failed 1000\n")
-    assert ended.stderr == "tallyport: the API answers 401 no such key; given up at line 1\n"
+    told, given_up = ended.stderr.splitlines()
+    assert told.startswith(f"tallyport: {url}: ")
+    assert told.endswith("refused; trying again for 0.2 s")
+    assert given_up.endswith("refused; given up at line 1")
+
+
+def test_a_key_that_is_not_admitted_fails_at_once(tallyport: Command, api: ApiStandIn) -> None:
+    since_s = time.monotonic()
+    ended = tallyport("emit", stdin=f"{lines(3)}\n", API_URL=api.url, API_KEY="another")
+    assert time.monotonic() - since_s < events.GIVE_UP_S / 2
+    assert (ended.status, ended.out) == (1, "sent 0, rejected 0, failed 3\n")
+    assert ended.err == (
+        "tallyport: the API answers 401 no such key (TALLYPORT_API_KEY); given up at line 1\n"
+    )
 
 
 def test_an_address_that_is_none_is_a_mistake(tallyport: Command) -> None:

@@ -52,6 +52,13 @@ def test_wrong_usage_is_status_2(tallyport: Command, arguments: tuple[str, ...])
     assert_one_line(tallyport(*arguments), 2)
 
 
+def test_a_wrong_option_refers_to_the_help_of_its_command(tallyport: Command) -> None:
+    budget = ("port:a", "--unit", "tokens", "--period", "day")
+    ended = tallyport("budgets", "set", *budget, "--extra", "10")
+    assert_one_line(ended, 2, "--extra", "(see tallyport budgets set --help)")
+    assert_one_line(tallyport("--nope"), 2, "(see tallyport --help)")
+
+
 def test_all_wrong_settings_are_listed(tallyport: Command) -> None:
     ended = tallyport("budgets", "list", API_PORT="x", KAFKA_BOOTSRAP="a:1", CURRENCY="euro")
     assert ended.status == 2

@@ -1,6 +1,7 @@
 """The commands that talk to Kafka, against a real one."""
 
 import json
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,7 +119,12 @@ def test_prices_are_set_listed_explained_and_withdrawn(on_kafka: OnKafka, tmp_pa
     other = on_kafka("prices", "set", *model, "--per-unit", "request=1", "--id", "acme-1")
     assert (other.status, "other content" in other.err) == (2, True)
     assert on_kafka("prices", "withdraw", "acme-1", "--backdated").status == 0
-    assert on_kafka("prices", "withdraw", "acme-2").status == 2
+    unknown = on_kafka("prices", "withdraw", "acme-2")
+    assert unknown.status == 2
+    assert unknown.err == "tallyport: withdraws names 'acme-2', which is not in use\n"
+    early = on_kafka("prices", "set", *model, *price[:2], "--effective-from", "2026-01-01")
+    assert (early.status, early.err[:35]) == (2, "tallyport: effective_from must be a")
+    assert early.err.endswith(" or later), or give --backdated\n")
     (tmp_path / "list.csv").write_text(
         "provider,model,input_micro_per_million,effective_from\n"
         "acme,m-2,50000,2100-01-01T00:00:00Z\n"
@@ -129,6 +135,24 @@ def test_prices_are_set_listed_explained_and_withdrawn(on_kafka: OnKafka, tmp_pa
     listed = told(on_kafka("prices", "list", "--json"))
     assert len(listed["used"]) == 3
     assert listed["unused"] == []
+
+
+def test_a_list_without_dates_is_imported_once(on_kafka: OnKafka, tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text("provider,model,input_per_million\nacme,m-1,1\nacme,m-2,2\n")
+    first = told(on_kafka("prices", "import", "list.csv", "--json"))["rates"]
+    assert [one["change"] for one in first] == ["new", "new"]
+    file.write_text("provider,model,input_per_million\nacme,m-1,1\nacme,m-2,3\n")
+    for change in ("new", "unchanged"):
+        time.sleep(1.1)  # the ids are made of times in whole seconds
+        again = told(on_kafka("prices", "import", "list.csv", "--json"))["rates"]
+        assert [one["change"] for one in again] == ["unchanged", change]
+        assert again[0]["rate_id"] == first[0]["rate_id"]
+    assert len(told(on_kafka("prices", "list", "--json"))["used"]) == 3
+    known = first[0]["rate_id"]
+    file.write_text(f"rate_id,provider,model,input_per_million\n{known},acme,m-1,9\n")
+    other = on_kafka("prices", "import", "list.csv")
+    assert (other.status, "other content" in other.err) == (2, True)
 
 
 def test_watch_once_shows_the_newest_states(

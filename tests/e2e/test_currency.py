@@ -125,12 +125,15 @@ async def another_currency_is_refused(metering: Metering) -> None:
     metering.more = {}
     for part in ("worker", "sink"):
         process = metering.launch(part)
-        assert await process.ended() == 1
+        assert await process.ended() == 2
         assert process.printed.strip().splitlines()[-1].startswith(f"tallyport: {wrong}")
     metering.parts.clear()
     done = await asyncio.to_thread(tallyport, metering, "check", "--json")
-    assert done.returncode == 1
+    assert done.returncode == 2
     [finding] = [c for c in json.loads(done.stdout)["checks"] if c["what"] == "clickhouse"]
     assert finding["problem"].startswith(wrong)
+    done = await asyncio.to_thread(tallyport, metering, "up", TALLYPORT_API_PORT="0")
+    assert done.returncode == 2
+    assert wrong in done.stderr
     with pytest.raises(Exception, match=wrong):
         await rebuild(metering.elsewhere(2).settings, dry_run=True)

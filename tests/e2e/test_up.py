@@ -192,6 +192,27 @@ def test_a_port_in_use_is_named(tmp_path: Path, variable: str) -> None:
         _wait_until_gone(up.folder)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("TALLYPORT_API_HOST", "0.0.0.0", "must be a loopback address"),
+        ("TALLYPORT_API_KEYS_FILE", "/nope", "no file at /nope"),
+    ],
+)
+def test_what_the_api_would_refuse_is_told_before_anything_starts(
+    tmp_path: Path, variable: str, value: str, told: str
+) -> None:
+    up = _start(tmp_path / "data", **{variable: value})
+    try:
+        _, errors = up.process.communicate(timeout=STOP_TIMEOUT_S)
+    finally:
+        up.process.kill()
+        up.process.communicate()
+    assert up.process.returncode == 2
+    assert errors.startswith(f"tallyport: {variable} {told}")
+    assert list(up.folder.iterdir()) == []
+
+
 def test_an_interrupt_while_starting_leaves_nothing(tmp_path: Path) -> None:
     up = _start(tmp_path / "data")
     try:

@@ -232,7 +232,16 @@ class TestRecord:
             meter.record(port_id="p", input_token=5, **USE)
         assert meter.stats.unknown_fields == 5
         assert len(meter.events) == 5
-        assert len(caplog.messages) == 1
+        assert caplog.messages == [
+            "an event has fields that nobody reads: 'input_token': a typing error?"
+        ]
+
+    def test_of_many_unknown_fields_a_few_are_named(
+        self, meter: FakeMeter, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.WARNING)
+        meter.record(port_id="p", user=None, a=1, b=2, c=3, d=4, e=5, **USE)
+        assert "reads: 'a', 'b', 'c' and 2 more: a typing" in caplog.text
 
     def test_an_unknown_shape_is_recorded_as_the_estimate_and_counted(
         self, meter: FakeMeter

@@ -239,3 +239,14 @@ async def test_an_unreadable_epoch_is_refused(deployment: WorkerDeployment) -> N
     line = await refusal(deployment.start_worker())
     assert f"{deployment.topics.epoch} partition 0 offset 0" in line
     assert json.dumps("one") not in line
+
+
+async def test_a_killed_worker_leaves_nothing_outside_the_data_folder(
+    deployment: WorkerDeployment, tmp_path: Path
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    worker = deployment.start_worker(TMPDIR=str(scratch))
+    await worker.wait_ready()
+    await worker.killed()
+    assert list(scratch.iterdir()) == []

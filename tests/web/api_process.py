@@ -51,6 +51,7 @@ class ApiProcess:
     folder: Path
     settings: Mapping[str, str] = field(default_factory=dict[str, str])
     arguments: tuple[str, ...] = ()
+    partitions: int = PARTITIONS
     url: str = ""
     process: "subprocess.Popen[str] | None" = None
 
@@ -73,14 +74,14 @@ class ApiProcess:
             self.kill()
 
     async def prepare(self) -> None:
-        await create_or_check_topics(self.client, self.topics, PARTITIONS)
+        await create_or_check_topics(self.client, self.topics, self.partitions)
 
     def start(self) -> None:
         outside = {name: text for name, text in os.environ.items() if name[:10] != "TALLYPORT_"}
         ours = {
             "TALLYPORT_KAFKA_BOOTSTRAP": self.kafka,
             "TALLYPORT_TOPIC_PREFIX": self.prefix,
-            "TALLYPORT_PARTITIONS": str(PARTITIONS),
+            "TALLYPORT_PARTITIONS": str(self.partitions),
             "TALLYPORT_REPLICATION": "1",
             "TALLYPORT_API_PORT": "0",
             "TALLYPORT_DATA_DIR": str(self.folder),
@@ -139,7 +140,7 @@ class ApiProcess:
             for state in states:
                 key = f"{state['scope']}|{state['unit']}|{state['period']}"
                 body = None if state.get("deleted") else json.dumps(state).encode()
-                at = partition_of(state["scope"].encode(), PARTITIONS)
+                at = partition_of(state["scope"].encode(), self.partitions)
                 await producer.send_and_wait(self.topics.state, body, key.encode(), partition=at)
             await self._beat(producer)
 
@@ -170,7 +171,7 @@ class ApiProcess:
 
     async def _beat(self, producer: AIOKafkaProducer) -> None:
         as_of = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        for partition in range(PARTITIONS):
+        for partition in range(self.partitions):
             body = json.dumps({"as_of": as_of, "through": {"0": 5, "1": 7}}).encode()
             key = f"!heartbeat|{partition}".encode()
             await producer.send_and_wait(self.topics.state, body, key, partition=partition)

@@ -38,12 +38,37 @@ def test_markers_of_transactions_are_no_work() -> None:
     backlog = Backlog()
     backlog.observe(5, 6, 0.0)
     assert backlog.overdue(STALL_S)
-    backlog.found_empty()
+    backlog.found_empty(6)
     backlog.observe(5, 6, STALL_S)
     assert not backlog.overdue(10 * STALL_S)
     assert backlog.lag == 0
     backlog.observe(5, 8, 20 * STALL_S)
+    assert backlog.lag == 2
     assert backlog.overdue(21 * STALL_S)
+
+
+def test_what_nobody_has_looked_at_is_no_stall() -> None:
+    backlog = Backlog()
+    backlog.observe(5, 9, 0.0)
+    assert not backlog.to_be_looked_at(0.0)
+    assert backlog.to_be_looked_at(STALL_S / 4)
+    assert not backlog.stalled(2 * STALL_S)
+    backlog.found_empty(7)
+    assert backlog.to_be_looked_at(STALL_S / 4)
+    assert backlog.lag == 2
+    backlog.found_record(8)
+    assert not backlog.to_be_looked_at(STALL_S)
+    assert not backlog.stalled(STALL_S - 0.1)
+    assert backlog.stalled(STALL_S)
+
+
+def test_a_record_is_work_until_the_reader_has_passed_it() -> None:
+    backlog = Backlog()
+    backlog.observe(5, 9, 0.0)
+    backlog.found_record(8)
+    backlog.observe(9, 11, STALL_S)
+    assert not backlog.stalled(3 * STALL_S)
+    assert backlog.to_be_looked_at(2 * STALL_S)
 
 
 def heartbeat(as_of: str, **through: int) -> bytes:
