@@ -10,7 +10,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, for_code
 
-from pipeline.core.errors import Refused, TallyportError
+from pipeline.core.errors import ConfigurationError, Refused, TallyportError
 from pipeline.kafka import client_kwargs
 from pipeline.settings import Settings
 
@@ -209,6 +209,10 @@ class Topics:
         return list(self.specs)
 
 
+class WrongPartitions(ConfigurationError):
+    """A topic has another number of partitions than the settings say."""
+
+
 class TopicsUnusable(TallyportError):
     """A topic could not be created or described."""
 
@@ -216,8 +220,9 @@ class TopicsUnusable(TallyportError):
 async def create_or_check(settings: Settings) -> list[str]:
     """Create the topics that are missing and check the others; the names created.
 
-    Raises ``Refused`` when partition count, cleanup policy or timestamp type of a topic is not
-    what it must be, ``TopicsUnusable`` when the broker refuses or does not answer in time.
+    Raises ``WrongPartitions`` or ``Refused`` when partition count, cleanup policy or timestamp
+    type of a topic is not what it must be, ``TopicsUnusable`` when the broker refuses or does not
+    answer in time.
     """
     return await create_or_check_topics(
         client_kwargs(settings),
@@ -233,7 +238,7 @@ async def create_or_check_topics(
     """``create_or_check`` with everything given; ``client`` holds connection arguments."""
     try:
         async with asyncio.timeout(CREATE_TIMEOUT_S):
-            created, wrong = await _until_answered(client, topics, partitions, replication)
+            created, found, wrong = await _until_answered(client, topics, partitions, replication)
     except TimeoutError as error:
         raise TopicsUnusable(
             f"Kafka at {client['bootstrap_servers']} did not create or describe the topics "
@@ -244,6 +249,8 @@ async def create_or_check_topics(
             f"Kafka at {client['bootstrap_servers']} refused to create or describe topics: "
             f"{' '.join(str(error).split()) or type(error).__name__}"
         ) from error
+    if wrong_partitions := _wrong_partitions(topics, found, partitions):
+        raise WrongPartitions("; ".join(wrong_partitions + wrong))
     if wrong:
         raise Refused("; ".join(wrong))
     return created
@@ -251,8 +258,9 @@ async def create_or_check_topics(
 
 async def _until_answered(
     client: Mapping[str, Any], topics: Topics, partitions: int, replication: int
-) -> tuple[list[str], list[str]]:
-    """Names that were created and what is wrong; asks again, anew, when a connection is lost."""
+) -> tuple[list[str], dict[str, int], list[str]]:
+    """Names that were created, partition counts, and what is wrong with the topics' settings; asks
+    again, anew, when a connection is lost."""
     created: dict[str, None] = {}
     for attempt in range(1, ATTEMPTS_MAX + 1):
         admin = AIOKafkaAdminClient(**client)
@@ -263,8 +271,7 @@ async def _until_answered(
             created |= dict.fromkeys(missing)
             await _create(admin, topics, missing, partitions, replication)
             found = await _wait_for_leaders(admin, topics.names)
-            wrong = _wrong_partitions(topics, found, partitions)
-            return list(created), wrong + await _wrong_configs(admin, topics, replication)
+            return list(created), found, await _wrong_configs(admin, topics, replication)
         except KafkaError as error:
             if not error.retriable or attempt == ATTEMPTS_MAX:
                 raise
@@ -319,18 +326,22 @@ async def _wait_for_leaders(admin: AIOKafkaAdminClient, names: list[str]) -> dic
 
 
 def _wrong_partitions(topics: Topics, found: Mapping[str, int], partitions: int) -> list[str]:
-    wrong: list[str] = []
+    """A line for each count that is wrong, with the topics that have it."""
+    alike: dict[tuple[bool, int], list[str]] = {}
     for name, spec in topics.specs.items():
-        expected = spec.partitions(partitions)
-        if found[name] == expected:
-            continue
+        if found[name] != spec.partitions(partitions):
+            alike.setdefault((spec.single, found[name]), []).append(name)
+    wrong: list[str] = []
+    for (is_single, count), names in alike.items():
+        which = f"topic {names[0]} has" if len(names) == 1 else f"topics {', '.join(names)} have"
         advice = (
             "recreate it with one partition"
-            if spec.single
-            else f"set TALLYPORT_PARTITIONS={found[name]} to go on with it, or to grow take a new "
+            if is_single
+            else f"set TALLYPORT_PARTITIONS={count} to go on with it, or to grow take a new "
             "TALLYPORT_TOPIC_PREFIX and run `tallyport rebuild`"
         )
-        wrong.append(f"topic {name} has {found[name]} partitions instead of {expected}: {advice}")
+        expected = 1 if is_single else partitions
+        wrong.append(f"{which} {count} partitions instead of {expected}: {advice}")
     return wrong
 
 
