@@ -176,12 +176,12 @@ def test_a_run_is_stopped(site: Site, client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
-        ("reprices", {"from": "2026-01-02"}, None),
+        ("reprices", {"from": "2026-01-02"}, "to"),
         ("reprices", {"from": "2026-01-02", "to": "2026-01-02"}, "from"),
         ("reprices", {"from": "yesterday at noon", "to": "2026-01-02"}, "from"),
         ("reprices", {"from": "2024-01-02", "to": "2026-01-02"}, "to"),
         ("reprices", {"from": "0001-01-02", "to": "0001-02-02"}, "from"),
-        ("reprices", {**days(), "modell": "x"}, None),
+        ("reprices", {**days(), "modell": "x"}, "modell"),
         ("reprices", {**days(), "model": "a\nb"}, "model"),
         ("reprices", {**days(), "model": "x" * 129}, "model"),
         ("reprices", {**days(), "reason": "\x00"}, "reason"),
