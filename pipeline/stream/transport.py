@@ -7,6 +7,7 @@ aborted batch (no record, but the position went on) from a slice that was droppe
 """
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -169,6 +170,11 @@ class SliceConsumerThread(AIOKafkaConsumerThread):
         if tp in consumer.assignment():
             consumer.seek(TopicPartition(tp.topic, tp.partition), offset)
             self._reached[tp] = offset
+
+    def _stopped_set(self) -> None:
+        # A thread that has ended by itself has closed its loop, and nobody waits in it any more.
+        with contextlib.suppress(RuntimeError):
+            super()._stopped_set()
 
     def fetch_state(self, tp: TP) -> FetchState | None:
         """What is known of the partition's end; None before the first fetch."""
