@@ -174,6 +174,17 @@ def test_a_server_that_dies_ends_everything_with_its_log(tmp_path: Path, part: s
         assert up.children() == set()
 
 
+def _refusal(up: Up) -> str:
+    """What one that must refuse its settings says."""
+    try:
+        _, errors = up.process.communicate(timeout=STOP_TIMEOUT_S)
+    finally:
+        up.process.kill()
+        up.process.communicate()
+    assert up.process.returncode == 2
+    return errors
+
+
 @pytest.mark.parametrize("variable", ["KAFKA_PORT", "LEDGER_PORT", "API_PORT"])
 def test_a_port_in_use_is_named(tmp_path: Path, variable: str) -> None:
     with socket.socket() as taken:
@@ -181,12 +192,7 @@ def test_a_port_in_use_is_named(tmp_path: Path, variable: str) -> None:
         taken.listen(1)
         port = str(taken.getsockname()[1])
         up = _start(tmp_path / "data", **{f"TALLYPORT_{variable}": port})
-        try:
-            _, errors = up.process.communicate(timeout=STOP_TIMEOUT_S)
-        finally:
-            up.process.kill()
-            up.process.communicate()
-        assert up.process.returncode == 2
+        errors = _refusal(up)
         assert f"port {port} " in errors
         assert f"TALLYPORT_{variable}" in errors
         _wait_until_gone(up.folder)
@@ -203,12 +209,7 @@ def test_what_the_api_would_refuse_is_told_before_anything_starts(
     tmp_path: Path, variable: str, value: str, told: str
 ) -> None:
     up = _start(tmp_path / "data", **{variable: value})
-    try:
-        _, errors = up.process.communicate(timeout=STOP_TIMEOUT_S)
-    finally:
-        up.process.kill()
-        up.process.communicate()
-    assert up.process.returncode == 2
+    errors = _refusal(up)
     assert errors.startswith(f"tallyport: {variable} {told}")
     assert list(up.folder.iterdir()) == []
 

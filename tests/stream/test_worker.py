@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import ConsumerRecord
 
 from pipeline.core.blocks import ROW_COLUMNS
@@ -236,12 +235,7 @@ async def test_heartbeats_come_on_every_partition(served: WorkerDeployment) -> N
     seen: dict[int, list[dict[str, Any]]] = {p: [] for p in range(PARTITIONS)}
     async with (
         asyncio.timeout(60),
-        AIOKafkaConsumer(
-            served.topics.state,
-            **served.client,
-            auto_offset_reset="latest",
-            isolation_level="read_committed",
-        ) as consumer,
+        served.state_follower() as consumer,
     ):
         while min(map(len, seen.values())) < 3:
             for records in (await consumer.getmany(timeout_ms=200)).values():

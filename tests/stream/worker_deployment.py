@@ -219,18 +219,22 @@ class WorkerDeployment:
             tps = [TopicPartition(topic, p) for p in range(PARTITIONS)]
             return {tp.partition: end for tp, end in (await consumer.end_offsets(tps)).items()}
 
+    def state_follower(self) -> AIOKafkaConsumer:
+        """Reads what is committed to ``budget.state`` from when the reader starts."""
+        return AIOKafkaConsumer(
+            self.topics.state,
+            **self.client,
+            auto_offset_reset="latest",
+            isolation_level="read_committed",
+        )
+
     async def settled(self) -> None:
         """Waits until heartbeats on every state partition say that all input is contained.
 
         The input is that of the call and what its misrouted events become.
         """
         async with asyncio.timeout(WAIT_S):
-            async with AIOKafkaConsumer(
-                self.topics.state,
-                **self.client,
-                auto_offset_reset="latest",
-                isolation_level="read_committed",
-            ) as consumer:
+            async with self.state_follower() as consumer:
                 waiting = set(range(PARTITIONS))
                 while waiting:
                     batches = await consumer.getmany(timeout_ms=200)
@@ -248,12 +252,7 @@ class WorkerDeployment:
         found: dict[int, dict[str, Any]] = {}
         async with (
             asyncio.timeout(WAIT_S),
-            AIOKafkaConsumer(
-                self.topics.state,
-                **self.client,
-                auto_offset_reset="latest",
-                isolation_level="read_committed",
-            ) as consumer,
+            self.state_follower() as consumer,
         ):
             while len(found) < PARTITIONS:
                 for records in (await consumer.getmany(timeout_ms=200)).values():
