@@ -16,6 +16,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from aiokafka.structs import ConsumerRecord
+
 from pipeline import metrics
 from pipeline.core.accounts import Accounts
 from pipeline.core.budgets import Heartbeat, is_heartbeat
@@ -169,7 +171,7 @@ async def _merges(
             published[home].version,
             list(tables),
             inbox,
-            published[home].beat,
+            _last_beat(published[home], context.epoch),
         )
         for home, inbox in inboxes.items()
     }
@@ -200,11 +202,15 @@ def _accounts(context: StreamContext, home: int) -> Accounts:
 @dataclass(slots=True)
 class _Published:
     """What a partition of ``budget.state`` says at its end: the version to go on from, the last
-    heartbeat of this epoch, and the newest value of each key."""
+    heartbeat as it was read, and the newest value of each key."""
 
     version: int
-    beat: Heartbeat | None = None
+    beat: ConsumerRecord | None = None
     values: dict[str, bytes | None] = field(default_factory=dict[str, bytes | None])
+
+
+def _last_beat(published: _Published, epoch: int) -> Heartbeat | None:
+    return None if published.beat is None else heartbeat_in(published.beat, epoch)
 
 
 async def _restore_published(
@@ -218,7 +224,7 @@ async def _restore_published(
             published.version = max(published.version, version_of(record))
             key = (record.key or b"").decode(errors="replace")
             if is_heartbeat(key):
-                published.beat = heartbeat_in(record, context.epoch) or published.beat
+                published.beat = record
             else:
                 published.values[key] = record.value
     for home, published in found.items():
