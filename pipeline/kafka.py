@@ -11,7 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.helpers import create_ssl_context
 
-from pipeline import client_close, record_headers, topic_leaders
+from pipeline import client_close, fetched_records, topic_leaders
 from pipeline.core.errors import ConfigurationError, TallyportError
 from pipeline.endpoints import read_endpoints
 from pipeline.settings import Settings
@@ -20,7 +20,7 @@ REACH_TIMEOUT_S = 10.0
 _CONNECTING = ("aiokafka", "aiokafka.client", "aiokafka.conn")
 
 client_close.install()
-record_headers.install()
+fetched_records.install()
 topic_leaders.install()
 
 

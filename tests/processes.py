@@ -56,6 +56,13 @@ class PartProcess(ChildProcess):
         return last_error(self.log_file, self._log_start)
 
     @property
+    def peak_mib(self) -> int:
+        """The most memory that it has held."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        [peak] = [line for line in status.splitlines() if line.startswith("VmHWM")]
+        return int(peak.split()[1]) // 1024
+
+    @property
     def printed(self) -> str:
         """What it has written to standard output and standard error."""
         return self.log_file.read_text("utf-8", "replace")

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 from aiokafka.consumer import fetcher
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
 
 from pipeline.core.errors import CorruptRecord
-from pipeline.record_headers import RawNamesBatch, has_raw_names, install
+from pipeline.fetched_records import install
+from pipeline.record_headers import RawNamesBatch, has_raw_names
 
 TP = TopicPartition("usage.events", 3)
 ODD = b"\xff\xfe name".decode("utf-8", "surrogateescape")
@@ -23,11 +25,12 @@ def batch(
     builder: Any = RawNamesBatch,
     compression: int = 0,
     producer_id: int | None = None,
+    key: bytes = b"k",
 ) -> bytes:
     """One batch as a broker stores it; with ``producer_id`` a transactional one."""
     made = builder(1 << 20, compression, is_transactional=producer_id is not None)
     for value, headers in records:
-        assert made.append(timestamp=1_000, key=b"k", value=value, headers=headers) is not None
+        assert made.append(timestamp=1_000, key=key, value=value, headers=headers) is not None
     if producer_id is not None:
         made._set_producer_state(producer_id, 0, 0)
     made.close()
@@ -68,6 +71,23 @@ def test_reading_starts_in_the_middle_of_a_batch() -> None:
 def test_aborted_transactions_stay_invisible_when_decoding_begins_again() -> None:
     data = batch([(b"gone", [])], 0, producer_id=7) + batch([(b"kept", [(ODD, b"")])], 1)
     assert [r.value for r in decoded(data, aborted=[(7, 0)])] == [b"kept"]
+
+
+def abort_marker(offset: int, producer_id: int) -> bytes:
+    """What a broker writes where a transaction has ended without its records."""
+    abort = bytes(4)
+    marker = bytearray(batch([(b"", [])], offset, BatchBuilder, 0, producer_id, abort))
+    marker[22] |= 0x20
+    marker[17:21] = calc_crc32c(bytes(marker[21:])).to_bytes(4, "big")
+    return bytes(marker)
+
+
+def test_markers_end_transactions_when_decoding_begins_again() -> None:
+    odd = batch([(b"odd", [(ODD, b"")])], 0)
+    gone = batch([(b"gone", [])], 1, producer_id=7)
+    kept = batch([(b"kept", [])], 3, producer_id=7)
+    records = decoded(odd + gone + abort_marker(2, 7) + kept, aborted=[(7, 1)])
+    assert [r.value for r in records] == [b"odd", b"kept"]
 
 
 def test_a_batch_that_ends_early_waits_for_the_next_fetch() -> None:

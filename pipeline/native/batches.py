@@ -3,18 +3,14 @@
 Message format 2: https://kafka.apache.org/documentation/#recordbatch.
 """
 
-import struct
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from aiokafka.record.util import calc_crc32c
 
 from pipeline.core.record_columns import RECORD, RecordColumns
+from pipeline.core.record_format import HEADER, IS_APPEND_TIME
 from pipeline.native.library import library
-
-HEADER: Final = struct.Struct(">qiibIhiqqqhii")
-"""What a batch begins with, up to the count of its records."""
-_IS_APPEND_TIME: Final = 0x08
 
 
 def checksum(data: bytes | bytearray | memoryview, start: int = 0) -> int:
@@ -46,7 +42,7 @@ class BatchReader:
         # A record takes seven bytes at least, so a count is not trusted with more memory.
         if not 0 <= count <= len(records) // 7:
             return None
-        is_create_time = not attributes & _IS_APPEND_TIME
+        is_create_time = not attributes & IS_APPEND_TIME
         table = np.empty(count, RECORD)
         found = self._compiled.tp_scan(
             records, len(records), count, base_offset,

@@ -4,26 +4,28 @@ For aiokafka's ``PartitionRecords``, which goes on deciding what of it counts: a
 transactions, control batches, offsets that were read before.
 """
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-from aiokafka import codec
-from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
+from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatch
-from aiokafka.structs import ConsumerRecord
 
-from pipeline.native.batches import HEADER, BatchReader, checksum
+from pipeline.careful_records import CarefulRecords
+from pipeline.core.record_columns import RecordColumns
+from pipeline.core.record_format import (
+    COMPRESSION,
+    FORMAT,
+    HEADER,
+    IS_CONTROL,
+    IS_TRANSACTIONAL,
+    SUMMED_FROM,
+    batches,
+)
+from pipeline.fetched_records import CompressedBatch, Uncompressed
+from pipeline.native.batches import BatchReader, checksum
 
-_CHECKED_FROM: Final = struct.calcsize(">qiibI")
-_LENGTH: Final = struct.Struct(">i")
-_LENGTH_AT, _MAGIC_AT = 8, 16
-_WHOLE: Final = _LENGTH_AT + _LENGTH.size
-_COMPRESSION, _IS_TRANSACTIONAL, _IS_CONTROL = 0x07, 0x10, 0x20
-FORMAT: Final = 2
-_NO_FORMAT: Final = -1
 RUN_RECORDS = 100
 
 
@@ -36,24 +38,7 @@ class Run(NamedTuple):
 
 def is_raw(data: bytes) -> bool:
     """Whether each batch is of the one format that brokers still write."""
-    return all(magic == FORMAT for _, _, magic in _batches(data))
-
-
-def _batches(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Where each whole batch begins and ends, and its format; the last may be cut off.
-
-    One that is too short for this format is the last, and of ``_NO_FORMAT``.
-    """
-    at = 0
-    while at + _WHOLE <= len(data):
-        end = at + _WHOLE + _LENGTH.unpack_from(data, at + _LENGTH_AT)[0]
-        if end > len(data):
-            return
-        if end - at < HEADER.size:
-            yield at, end, _NO_FORMAT
-            return
-        yield at, end, data[at + _MAGIC_AT]
-        at = end
+    return all(magic == FORMAT for _, _, magic in batches(data))
 
 
 class BatchOfRuns:
@@ -69,28 +54,33 @@ class BatchOfRuns:
         return next(self._batch)
 
     def __iter__(self) -> Iterator[Run]:
-        records, broken = chain(self._batch), None  # a batch itself can be begun only once
+        batch = self._batch
+        found = batch.records() if isinstance(batch, CompressedBatch) else batch
+        # Of those that are read one by one, a hundred may be more than memory holds.
+        most = 1 if isinstance(found, CarefulRecords) else RUN_RECORDS
+        records, broken = chain(found), None  # a batch itself can be begun only once
         while True:
-            run: list[ConsumerRecord] = []
+            run: list[Any] = []
             try:
-                run.extend(islice(records, RUN_RECORDS))
+                run.extend(islice(records, most))
             except Exception as error:  # what stands before the record it is about is good
                 broken = error
             if run:
                 yield Run(run[-1].offset, run)
             if broken is not None:
                 raise broken
-            if len(run) < RUN_RECORDS:
+            if len(run) < most:
                 return
 
 
 class RawBatches:
     """Stands in for aiokafka's ``MemoryRecords`` over the same bytes."""
 
-    def __init__(self, data: bytes, reader: BatchReader) -> None:
+    def __init__(self, data: bytes, reader: BatchReader, uncompressed: Uncompressed) -> None:
         self._data = data
         self._reader = reader
-        self._batches = _batches(data)
+        self._uncompressed = uncompressed
+        self._batches = batches(data)
         self._next = next(self._batches, None)
 
     def has_next(self) -> bool:
@@ -101,7 +91,7 @@ class RawBatches:
             raise CorruptRecordException("there is no batch left")
         begin, end, _ = self._next
         self._next = next(self._batches, None)
-        return RawBatch(self._data[begin:end], self._reader)
+        return RawBatch(self._data[begin:end], self._reader, self._uncompressed)
 
 
 @dataclass
@@ -113,6 +103,7 @@ class RawBatch:
 
     data: bytes
     reader: BatchReader
+    uncompressed: Uncompressed
 
     def __post_init__(self) -> None:
         header = HEADER.unpack_from(self.data)
@@ -121,36 +112,30 @@ class RawBatch:
         self._attributes: int = header[5]
         self.next_offset: int = header[0] + header[6] + 1
         self.producer_id: int = header[9]
-        self.is_transactional = bool(self._attributes & _IS_TRANSACTIONAL)
-        self.is_control_batch = bool(self._attributes & _IS_CONTROL)
+        self.is_transactional = bool(self._attributes & IS_TRANSACTIONAL)
+        self.is_control_batch = bool(self._attributes & IS_CONTROL)
 
     def validate_crc(self) -> bool:
-        return checksum(self.data, _CHECKED_FROM) == self._crc
+        return checksum(self.data, SUMMED_FROM) == self._crc
 
     def __next__(self) -> Any:
         """The record of a control batch."""
         return next(DefaultRecordBatch(self.data))
 
     def __iter__(self) -> Iterator[Run]:
-        records = self.reader.read(self.data, self._uncompressed())
+        records = self._columns()
         if records is None:
-            yield from BatchOfRuns(DefaultRecordBatch(self.data))
+            batch = DefaultRecordBatch(self.data)
+            is_compressed = self._attributes & COMPRESSION
+            yield from BatchOfRuns(
+                CompressedBatch(batch, self.data, self.uncompressed) if is_compressed else batch
+            )
         elif len(records):
             yield Run(int(records.offsets[-1]), records)
 
-    def _uncompressed(self) -> bytes:
-        records, kind = self.data[HEADER.size :], self._attributes & _COMPRESSION
-        if not kind:
-            return records
-        decode = _DECODERS.get(kind)
-        if decode is None:
-            raise UnsupportedCodecError(f"unknown compression {kind}")
-        return bytes(decode(records))
-
-
-_DECODERS: Final[dict[int, Any]] = {
-    1: codec.gzip_decode,
-    2: codec.snappy_decode,
-    3: codec.lz4_decode,
-    4: codec.zstd_decode,
-}
+    def _columns(self) -> RecordColumns | None:
+        """The records as columns; None of a batch that is malformed or too large for that."""
+        if self._attributes & COMPRESSION:
+            records = self.uncompressed.whole(self.data)
+            return None if records is None else self.reader.read(self.data, records)
+        return self.reader.read(self.data, self.data[HEADER.size :])

@@ -8,10 +8,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord
 
-from pipeline import record_headers, topic_leaders
+from pipeline import fetched_records, topic_leaders
 from pipeline.core.errors import Refused, TallyportError
 
-record_headers.install()
+fetched_records.install()
 topic_leaders.install()
 
 READ_TIMEOUT_S = 60.0

@@ -15,12 +15,12 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
-from pipeline import record_headers
+from pipeline import fetched_records
 from pipeline.core.errors import TallyportError
 from pipeline.core.windows import format_ms
 from pipeline.stream.reader import topic_partitions
 
-record_headers.install()
+fetched_records.install()
 
 READ_TIMEOUT_S = 10.0
 PREVIEW_BYTES = 2_000

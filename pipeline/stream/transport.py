@@ -28,13 +28,13 @@ from faust.transport.drivers.aiokafka import (
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from pipeline import record_headers
+from pipeline import fetched_records
 from pipeline.core.record_columns import RecordColumns, joined
 from pipeline.native.batches import batch_reader
 from pipeline.stream.raw_batches import BatchOfRuns, RawBatches, Run, is_raw
 from pipeline.stream.reader import out_of_range
 
-record_headers.install()
+fetched_records.install()
 
 FETCH_MAX_WAIT_MS = 100
 POLL_S = 0.2
@@ -192,7 +192,7 @@ class _Runs:
         return BatchOfRuns(self._fetched.next_batch())
 
 
-class _PlainRecords(record_headers.TolerantRecords):
+class _PlainRecords(fetched_records.TolerantRecords):
     """Hands over lists of records as the decoder made them.
 
     A record has offset, timestamp, key, value and headers; wrapping each in a ``ConsumerRecord``
@@ -227,7 +227,7 @@ class _PlainResults(OrderedDict[Any, Any]):
             reader, data = self._reader, records._records.data
             is_large = tp.topic == self._columns and len(data) >= COLUMNS_FROM_BYTES
             if reader is not None and is_large and is_raw(data):
-                records._records = RawBatches(data, reader)
+                records._records = RawBatches(data, reader, records.uncompressed)
             else:
                 records._records = _Runs(records._records)
         super().__setitem__(tp, result)

@@ -25,11 +25,13 @@ from pipeline.audit.report import AuditReport
 from pipeline.audit.run import Audit, run_audit
 from pipeline.audit.state_log import StateLog, StateRecord
 from pipeline.audit.tables import Table
+from pipeline.careful_records import MAX_RECORD_BYTES
 from pipeline.ledger.client import LedgerAddress, connect, ledger_reader
 from pipeline.ledger.day_marks import DayMarks
 from pipeline.ops.rebuild import rebuild
 from producers.kafka import Publisher
 from producers.simulator import simulate, steady
+from tests.compressed_batches import Blanks, Given, send_zstd
 from tests.e2e.metering import Metering
 
 DEMO_TIMEOUT_S = 360.0
@@ -93,6 +95,8 @@ async def _deploy(metering: Metering) -> None:
     await metering.set_policy(scope="all", unit="cost", period="month", hard_cap="1")
     await metering.set_policy(scope="user:*", unit="tokens", period="day", soft_cap=5_000)
     await send_day(metering, 1)
+    too_large = [Given(b"a", Blanks(2 * MAX_RECORD_BYTES)), Given(b"a", b"no event")]
+    await send_zstd(metering.client, metering.topics.events, 0, too_large)
     whole = await run_audit(metering.settings)
     assert whole.ok, whole.lines()
     assert min(whole.compared.values()) > 0, whole.compared

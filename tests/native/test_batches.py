@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.record_columns import RecordColumns, joined
+from pipeline.fetched_records import Uncompressed
 from pipeline.native.batches import BatchReader, batch_reader, checksum
 from pipeline.native.library import library
 from pipeline.stream.large_batch import LARGE_BYTES, LargeValueBatch, is_large
@@ -53,7 +54,7 @@ def parts(record: Any) -> Parts:
 
 
 def read(data: bytes) -> list[RecordColumns]:
-    batches, found = RawBatches(data, reader()), list[RecordColumns]()
+    batches, found = RawBatches(data, reader(), Uncompressed()), list[RecordColumns]()
     while batches.has_next():
         batch = batches.next_batch()
         assert batch.validate_crc()
@@ -118,7 +119,7 @@ def test_a_count_is_not_trusted() -> None:
     for count in (2, 2**31 - 1, -1):
         struct.pack_into(">i", batch, 57, count)
         assert reader().read(bytes(batch), bytes(batch[HEADER_BYTES:])) is None
-    batches = RawBatches(bytes(batch), reader())
+    batches = RawBatches(bytes(batch), reader(), Uncompressed())
     batches.next_batch()
     assert not batches.has_next()
     with pytest.raises(CorruptRecordException, match="no batch left"):
@@ -127,15 +128,15 @@ def test_a_count_is_not_trusted() -> None:
 
 def test_sums_are_compared_and_formats_told() -> None:
     data = bytearray(encoded([(b"k", b"value", [("h", None)])]))
-    assert RawBatches(bytes(data), reader()).next_batch().validate_crc()
+    assert RawBatches(bytes(data), reader(), Uncompressed()).next_batch().validate_crc()
     data[-1] ^= 1
-    assert not RawBatches(bytes(data), reader()).next_batch().validate_crc()
+    assert not RawBatches(bytes(data), reader(), Uncompressed()).next_batch().validate_crc()
     data[16] = 1
     assert not is_raw(bytes(data))
     unknown = bytearray(encoded([(b"k", b"v", [])]))
     unknown[22] |= 7
     with pytest.raises(UnsupportedCodecError):
-        list(RawBatches(bytes(unknown), reader()).next_batch())
+        list(RawBatches(bytes(unknown), reader(), Uncompressed()).next_batch())
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 63, 1_000])

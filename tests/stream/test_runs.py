@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import pytest
 from aiokafka.consumer.fetcher import FetchResult
@@ -9,6 +10,7 @@ from aiokafka.record.util import calc_crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import fetched_records
 from pipeline.core.record_columns import RecordColumns
 from pipeline.stream import transport
 from pipeline.stream.raw_batches import RUN_RECORDS
@@ -57,19 +59,31 @@ def same(
 
 
 sizes = st.sampled_from([1, 2, RUN_RECORDS - 1, RUN_RECORDS, RUN_RECORDS + 1, 2 * RUN_RECORDS])
-pieces = st.tuples(sizes, st.booleans(), st.sampled_from([None, 7, 8]), st.integers(0, 2))
+codecs = st.sampled_from([0, 0, 1, 2, 3, 4])
+pieces = st.tuples(sizes, st.booleans(), st.sampled_from([None, 7, 8]), st.integers(0, 2), codecs)
 
 
 @settings(deadline=None)
-@given(st.lists(pieces, max_size=5), st.integers(0, 300), st.booleans(), st.data())
+@given(
+    st.lists(pieces, max_size=5), st.integers(0, 300), st.booleans(),
+    st.sampled_from([100, 1_000, fetched_records.MAX_WHOLE_BYTES]), st.data(),
+)  # fmt: skip
 def test_runs_hold_what_the_records_are(
-    parts: list[tuple[int, bool, int | None, int]], start: int, aborts: bool, drawn: Any
+    parts: list[tuple[int, bool, int | None, int, int]], start: int, aborts: bool, whole_bytes: int,
+    drawn: Any,
+) -> None:  # fmt: skip
+    with mock.patch.object(fetched_records, "MAX_WHOLE_BYTES", whole_bytes):
+        hold_what_the_records_are(parts, start, aborts, drawn)
+
+
+def hold_what_the_records_are(
+    parts: list[tuple[int, bool, int | None, int, int]], start: int, aborts: bool, drawn: Any
 ) -> None:
     data, offset = b"", 0
-    for size, odd, producer_id, gap in parts:
+    for size, odd, producer_id, gap, codec in parts:
         records: Any = [(b"%d" % n, [(ODD, b"x")] if odd and n % 60 == 50 else [("a", None)])
                         for n in range(size)]  # fmt: skip
-        data += batch(records, offset + gap, producer_id=producer_id)
+        data += batch(records, offset + gap, compression=codec, producer_id=producer_id)
         offset += gap + size
     # A fetch brings no batch that ends before where it begins.
     start = min(start, parts[0][0] + parts[0][3] - 1) if parts else 0

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from aiokafka.structs import ConsumerRecord
 
+from pipeline.careful_records import CUT_FROM, MAX_RECORD_BYTES
 from pipeline.core.blocks import ROW_COLUMNS
 from pipeline.stream.reader import read_to_end
+from tests.compressed_batches import Blanks, Given, send_zstd
 from tests.stream.worker_deployment import (
     INPUT_NANO,
     PARTITIONS,
@@ -526,3 +528,36 @@ async def test_the_largest_record_a_broker_takes_can_be_rejected(fresh: WorkerDe
     assert copies[0].value == largest
     assert copies[1].value == repetitive
     await fresh.assert_exact()
+
+
+async def test_batches_that_come_to_gigabytes_stop_nobody(fresh: WorkerDeployment) -> None:
+    """What is valid beside and behind them counts, what is too large is rejected by its beginning,
+    and the worker never holds them."""
+    home = home_of("a")
+    valid = [event(n, port_id="a", event_id=f"a{n}") for n in range(4)]
+    encoded = [json.dumps(one).encode() for one in valid]
+    copied = json.dumps(event(9, port_id="a", event_id="copied")).encode()
+    sent = [
+        [
+            Given(b"a", encoded[0]),
+            *[Given(b"a", Blanks(1 << 30))] * 3,
+            Given(b"a", encoded[1], ((b"trace", Blanks(MAX_RECORD_BYTES)),)),
+            Given(b"a", encoded[2]),
+        ],
+        [Given(b"a", copied + b" " * (60_000))] * 3_000,
+        [Given(b"a", encoded[3])],
+    ]
+    for records in sent:
+        await send_zstd(fresh.client, fresh.topics.events, home, records)
+    worker = fresh.start_worker()
+    await worker.wait_ready()
+    await fresh.settled()
+    fresh.sent += [valid[0], valid[2], json.loads(copied), valid[3]]
+    assert (await fresh.assert_exact())["duplicate"] == 2_999
+    refused = await fresh.read(fresh.topics.rejected)
+    found = [(dict(r.headers)["source-offset"], dict(r.headers)["reason"]) for r in refused]
+    assert found == [(b"%d" % n, b"too-large") for n in range(1, 5)]
+    sizes = [int(dict(record.headers)[CUT_FROM]) for record in refused]
+    assert [size >> 25 for size in sizes] == [32, 32, 32, 1]
+    assert refused[3].value.rstrip() == encoded[1]
+    assert worker.peak_mib < 600
