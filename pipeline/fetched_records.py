@@ -54,6 +54,7 @@ class Uncompressed:
 
     @property
     def size_bytes(self) -> int:
+        """All of it; of a batch that is being read one by one, what was reached."""
         reading = self._reading
         return self._done_bytes + (0 if reading is None else reading.taken_bytes)
 
