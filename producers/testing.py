@@ -189,17 +189,17 @@ class FakeDeployment:
 class FakeMeter(Meter):
     """A ``Meter`` on a ``FakeDeployment`` of its own.
 
-    ``advance`` turns the clock by which budgets become stale; the deployment's heartbeats do not
-    come by themselves.
+    ``advance`` turns the clock by which budgets become stale, and nothing else does: heartbeats do
+    not come by themselves, and a test may take its time.
     """
 
     def __init__(self, on_stale: str = "allow") -> None:
         self.deployment = FakeDeployment()
-        self._ahead_s = 0.0
+        self._now_s = time.monotonic()
         super().__init__(
             MeterSettings(on_stale=on_stale, keeps_on_disk=False),
             lambda: self.deployment,
-            lambda: time.monotonic() + self._ahead_s,
+            lambda: self._now_s,
         )
         self.wait_ready(WAIT_S)
 
@@ -219,7 +219,7 @@ class FakeMeter(Meter):
 
     def advance(self, seconds: float) -> None:
         """Lets time pass without a heartbeat: after 5 s budgets are stale."""
-        self._ahead_s += seconds
+        self._now_s += seconds
 
 
 def _slot(policy: Policy) -> tuple[str, str]:

@@ -5,18 +5,21 @@ import contextvars
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from producers import BudgetExceeded
+from producers import BudgetExceeded, testing
 from producers.malformed import MAKERS
 from producers.testing import FakeMeter
 
+WAIT_S = 60.0
 USE = {"provider": "openai", "model": "gpt-5"}
 ANSWER = {
     "object": "response",
@@ -63,6 +66,11 @@ class TestGuard:
         barrier = threading.Barrier(8)
         refused: list[bool] = []
 
+        def fill() -> None:
+            while meter.flush(WAIT_S):
+                with meter.guard(port_id="a", estimated_tokens=50, **USE) as call:
+                    call.record(input_tokens=50)
+
         def work(seed: int) -> None:
             rng = Random(seed)
             barrier.wait()
@@ -78,9 +86,12 @@ class TestGuard:
             thread.start()
         for thread in threads:
             thread.join()
-        used = sum(event["input_tokens"] for event in meter.events)
         assert refused
-        assert 900 < used <= 1_000
+        # Meanwhile what was sent and still held counted twice; now it fits until it does not.
+        with pytest.raises(BudgetExceeded):
+            fill()
+        used = sum(event["input_tokens"] for event in meter.events)
+        assert 950 < used <= 1_000
 
     def test_without_a_record_it_is_released_and_counted(self, meter: FakeMeter) -> None:
         meter.set_budget("port:a", hard_cap=100)
@@ -259,7 +270,7 @@ class TestRecord:
         assert not meter.flush(0.3)
         assert (meter.stats.recorded, meter.stats.sent, meter.stats.waiting) == (50, 0, 50)
         meter.deployment.is_down = False
-        assert meter.flush(10)
+        assert meter.flush(WAIT_S)
         assert [event["event_id"] for event in meter.events] == [f"e{n}" for n in range(50)]
 
     def test_after_close_it_is_lost_and_counted(self) -> None:
@@ -296,4 +307,13 @@ class TestFake:
         assert meter.check(port_id="a").reason == "stale"
         assert meter.check(port_id="a").allowed
         meter.deployment.beat()
+        assert not meter.check(port_id="a").allowed
+
+    def test_a_test_may_take_its_time(
+        self, meter: FakeMeter, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        meter.set_budget("port:a", hard_cap=0, on_stale="allow")
+        later_s = time.monotonic() + 3_600
+        clocks = SimpleNamespace(monotonic=lambda: later_s, time_ns=time.time_ns)
+        monkeypatch.setattr(testing, "time", clocks)
         assert not meter.check(port_id="a").allowed
