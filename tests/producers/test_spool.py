@@ -166,9 +166,12 @@ def test_a_childs_copy_of_the_lock_does_not_keep_the_folder(tmp_path: Path) -> N
     left_behind(
         tmp_path,
         "spool.append(b'k', b'v')\n"
+        "abandoned, told = os.pipe()\n"
         "if os.fork() == 0:\n"
         "    spool.abandon()\n"
-        "    import time; time.sleep(3); os._exit(0)",
+        "    os.write(told, b'x')\n"
+        "    import time; time.sleep(3); os._exit(0)\n"
+        "os.read(abandoned, 1)",
     )
     assert len(list(Spool(tmp_path).orphans())) == 1
 
