@@ -19,6 +19,7 @@ from starlette.routing import Route
 from pipeline.core.book import Book, BookContent
 from pipeline.core.event_codec import decode_event
 from pipeline.core.rejections import Rejection
+from pipeline.ops.loopback_ports import free_port
 from pipeline.web.server import BackgroundServer, bind
 
 KEY = "a-key"
@@ -29,7 +30,8 @@ BOOK = BookContent("stand-in", ())
 @dataclass
 class ApiStandIn:
     """``answer`` replaces the answer to events; ``log`` holds records of ``budget.state``. So many
-    streams that would go on are answered with a reset that is cut off as ``cut_resets`` says."""
+    streams that would go on are answered with a reset that is cut off as ``cut_resets`` says.
+    ``refused`` counts requests without the key."""
 
     events: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     batches: list[int] = field(default_factory=list[int])
@@ -42,8 +44,9 @@ class ApiStandIn:
     resumed_from: list[str] = field(default_factory=list[str])
     cut_resets: int = 0
     hang_up: bool = False
+    refused: int = 0
     _server: BackgroundServer | None = None
-    port: int = 0
+    port: int = field(default_factory=free_port)
 
     @property
     def url(self) -> str:
@@ -51,7 +54,6 @@ class ApiStandIn:
 
     def start(self) -> None:
         listener: socket.socket = bind("127.0.0.1", self.port, "stand-in")
-        self.port = listener.getsockname()[1]
         self._server = BackgroundServer(self._app(), listener)
 
     def stop(self) -> None:
@@ -80,6 +82,7 @@ class ApiStandIn:
     ) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             if request.headers.get("authorization") != f"Bearer {KEY}":
+                self.refused += 1
                 return JSONResponse({"title": "no such key"}, 401)
             return await handler(request)
 
