@@ -198,7 +198,7 @@ def test_the_api_lives_without_kafka_and_says_so(
         assert client.get("/nowhere").status_code == 404
         assert 'tallyport_http_requests_total{status="404"} 1.0' in client.get("/metrics").text
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
 def test_what_cannot_be_undone_is_not_done_by_mistake(tallyport: Command) -> None:

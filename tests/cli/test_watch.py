@@ -68,7 +68,7 @@ def test_it_follows_every_change_through_a_restart_of_the_api(
         api.start()
         assert told() == ("port:a", 30, False)
         watching.terminate()
-        assert watching.wait(20) == 0
+        assert watching.wait(60) == 0
     finally:
         watching.kill()
         watching.communicate(timeout=60)
