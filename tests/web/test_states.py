@@ -52,25 +52,50 @@ def check(api: ApiProcess, **body: Any) -> Any:
     return answer.json()
 
 
-def wait_for(api: ApiProcess, key: str, version: int) -> None:
+def check_live(api: ApiProcess, **body: Any) -> Any:
+    """As ``check``, once heartbeats come: they are late where a machine or Kafka stands still."""
+    deadline_s = time.monotonic() + WAIT_S
+    while (verdict := check(api, **body))["freshness"] != "LIVE":
+        assert time.monotonic() < deadline_s, verdict
+        time.sleep(0.05)
+    return verdict
+
+
+def live_states(api: ApiProcess) -> Any:
+    """What ``/v1/state`` tells once every partition is live."""
     deadline_s = time.monotonic() + WAIT_S
     with api.http() as client:
+        while (body := client.get("/v1/state").json())["freshness"] != "LIVE":
+            assert time.monotonic() < deadline_s, body
+            time.sleep(0.05)
+    return body
+
+
+def wait_for(api: ApiProcess, *keys_and_versions: tuple[str, int]) -> None:
+    """Returns once these states are known, and heartbeats of every partition."""
+    wanted, deadline_s = set(keys_and_versions), time.monotonic() + WAIT_S
+    with api.http() as client:
         while True:
-            found = {one["key"]: one for one in client.get("/v1/state").json()["states"]}
-            if found.get(key, {}).get("version") == version:
+            body = client.get("/v1/state").json()
+            found = {(one["key"], one["version"]) for one in body["states"]}
+            if wanted <= found and len(body["heartbeats"]) == PARTITIONS:
                 return
-            assert time.monotonic() < deadline_s, found.keys()
+            assert time.monotonic() < deadline_s, found
             time.sleep(0.02)
 
 
+def placed(given: dict[str, Any]) -> tuple[str, int]:
+    """Key and version of a state."""
+    return f"{given['scope']}|{given['unit']}|{given['period']}", given["version"]
+
+
 async def test_states_and_checks(api: ApiProcess) -> None:
-    allowed, full = state("port:a", 10), state("user:u", 1_000)
+    every, allowed, full = state("port:*", 0, 50), state("port:a", 10), state("user:u", 1_000)
     with api.counted_for():
-        await api.put_states(state("port:*", 0, 50), allowed, full)
-        wait_for(api, "user:u|tokens|month", full["version"])
+        await api.put_states(every, allowed, full)
+        wait_for(api, placed(every), placed(allowed), placed(full))
         with api.http() as client:
-            body = client.get("/v1/state").json()
-            assert body["freshness"] == "LIVE"
+            body = live_states(api)
             assert body["partitions"] == PARTITIONS
             assert {beat["partition"] for beat in body["heartbeats"]} == set(range(PARTITIONS))
             [one] = client.get("/v1/state?scope=port:a").json()["states"]
@@ -84,17 +109,16 @@ async def test_states_and_checks(api: ApiProcess) -> None:
             assert len(rest["states"]) == 2
             assert rest["next"] is None
 
-        verdict = check(api, port_id="a", estimated_tokens=990)
+        verdict = check_live(api, port_id="a", estimated_tokens=990)
         assert (verdict["allowed"], verdict["reason"], verdict["remaining"]) == (True, "ok", 990)
-        assert verdict["freshness"] == "LIVE"
         assert [p["scope"] for p in verdict["policies"]] == ["port:a"]
-        refused = check(api, port_id="a", estimated_tokens=991)
+        refused = check_live(api, port_id="a", estimated_tokens=991)
         assert (refused["allowed"], refused["reason"]) == (False, "estimated-exceeds-cap")
-        refused = check(api, port_id="a", user_id="u")
+        refused = check_live(api, port_id="a", user_id="u")
         assert (refused["reason"], refused["scope"]) == ("hard-cap-exceeded", "user:u")
         assert [p["allowed"] for p in refused["policies"]] == [False, True]
-        assert check(api, port_id="new", estimated_tokens=51)["allowed"] is False
-        assert check(api, user_id="nobody")["reason"] == "no-policy"
+        assert check_live(api, port_id="new", estimated_tokens=51)["allowed"] is False
+        assert check_live(api, user_id="nobody")["reason"] == "no-policy"
 
 
 def test_a_check_that_is_wrong_names_the_field(api: ApiProcess) -> None:
@@ -121,7 +145,7 @@ def test_a_check_that_is_wrong_names_the_field(api: ApiProcess) -> None:
 async def test_the_stream_tells_all_then_changes_and_resumes(api: ApiProcess) -> None:
     first = state("org:s", 1)
     await api.put_states(first)
-    wait_for(api, "org:s|tokens|month", first["version"])
+    wait_for(api, placed(first))
     with api.http() as client:
         with client.stream("GET", "/v1/state/stream") as response:
             assert response.headers["content-type"].startswith("text/event-stream")
@@ -140,7 +164,7 @@ async def test_the_stream_tells_all_then_changes_and_resumes(api: ApiProcess) ->
         gone = {"scope": "org:s", "unit": "tokens", "period": "month", "deleted": True}
         added = state("org:t", 3)
         await api.put_states(added, gone)
-        wait_for(api, "org:t|tokens|month", added["version"])
+        wait_for(api, placed(added))
         deadline_s = time.monotonic() + WAIT_S
         while client.get("/v1/state?scope=org:s").json()["states"]:
             assert time.monotonic() < deadline_s
@@ -161,8 +185,8 @@ async def test_what_stops_advancing_is_stale(api: ApiProcess) -> None:
     denying = state("group:g", 1, on_stale="deny")
     await api.put_states(denying)
     with api.counted_for():
-        wait_for(api, "group:g|tokens|month", denying["version"])
-        assert check(api, group_id="g")["allowed"] is True
+        wait_for(api, placed(denying))
+        assert check_live(api, group_id="g")["allowed"] is True
     deadline_s = time.monotonic() + WAIT_S
     while (verdict := check(api, group_id="g"))["freshness"] == "LIVE":
         assert time.monotonic() < deadline_s
