@@ -254,7 +254,10 @@ def test_a_damaged_file_leaves_the_keys_as_they_were(keyed: ApiProcess, keys_fil
     key = make(keys_file, "steady", "admin")
     opens(keyed, key, True)
     good = keys_file.read_text()
-    keys_file.write_text("{")
+    # In one step: for a moment the file would be empty, which is valid and revokes every key.
+    damaged = keys_file.with_name("damaged.json")
+    damaged.write_text("{")
+    damaged.replace(keys_file)
     try:
         deadline_s = time.monotonic() + WAIT_S
         while ask(keyed, None, "GET", "/health/ready").status_code != 503:

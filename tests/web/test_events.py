@@ -196,13 +196,13 @@ def test_errors_are_problem_documents(api: ApiProcess) -> None:
 
 def test_a_head_without_end_and_nonsense_are_let_go_of(api: ApiProcess) -> None:
     port = int(api.url.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\n" + b"x: " + b"y" * 100_000)
         assert connection.recv(4096).startswith(b"HTTP/1.1 431")
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(b"\x16\x03\x01 nonsense\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 400")
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(b"POST /v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\n")
         assert connection.recv(4096) == b""  # half a head: closed after a while
 

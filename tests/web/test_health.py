@@ -9,6 +9,7 @@ from starlette.responses import PlainTextResponse
 from pipeline import metrics
 from pipeline.core.errors import ConfigurationError
 from pipeline.core.rejections import REASONS
+from pipeline.ops.loopback_ports import free_port
 from pipeline.web.health import serve_health
 from pipeline.web.loopback import LoopbackOnly, is_loopback
 
@@ -81,10 +82,9 @@ def test_a_port_in_use_is_an_error_that_names_it() -> None:
 
 
 def test_the_port_is_free_again_after_close() -> None:
-    first = serve_health(0, "sink")
-    port = int(first.address.rpartition(":")[2])
-    first.close()
-    serve_health(port, "sink").close()
+    port = free_port()
+    for _ in range(2):
+        serve_health(port, "sink").close()
 
 
 def test_every_reason_of_rejection_shows_from_the_start() -> None:

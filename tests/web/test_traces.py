@@ -28,6 +28,7 @@ from pipeline.web.spans import Span, event_of, reports_usage
 from pipeline.web.traces import LARGE_BODY_BYTES
 from tests.web.api_process import ApiProcess
 
+WAIT_S = 60.0
 USAGE = {
     "gen_ai.operation.name": "chat",
     "gen_ai.provider.name": "openai",
@@ -115,7 +116,7 @@ async def records_of(api: ApiProcess, port_id: str) -> list[dict[str, Any]]:
 async def test_the_real_exporter(api: ApiProcess, compression: Compression) -> None:
     service = f"svc-{compression.value}"
     provider = TracerProvider(resource=Resource.create({"service.name": service}))
-    exporter = OTLPSpanExporter(f"{api.url}/v1/traces", compression=compression)
+    exporter = OTLPSpanExporter(f"{api.url}/v1/traces", timeout=WAIT_S, compression=compression)
     results: list[SpanExportResult] = []
     export = exporter.export
     exporter.export = lambda spans: results.append(export(spans)) or results[-1]  # type: ignore[method-assign]
@@ -178,7 +179,8 @@ def fake_openai() -> Iterator[str]:
 async def test_the_real_openai_instrumentation(api: ApiProcess, fake_openai: str) -> None:
     resource = Resource.create({"service.name": "chatty", "tallyport.port_id": "harbor-oai"})
     provider = TracerProvider(resource=resource)
-    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(f"{api.url}/v1/traces")))
+    exporter = OTLPSpanExporter(f"{api.url}/v1/traces", timeout=WAIT_S)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
     instrumentor = OpenAIInstrumentor()
     instrumentor.instrument(tracer_provider=provider)
     try:
