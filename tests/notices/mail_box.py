@@ -15,6 +15,8 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from pipeline.ops.loopback_ports import free_port
 
+START_TIMEOUT_S = 60.0
+
 
 @dataclass
 class Taken:
@@ -100,6 +102,7 @@ def mail_box(
         box,
         hostname="127.0.0.1",
         port=box.port,
+        ready_timeout=START_TIMEOUT_S,
         ssl_context=tls if implicit else None,
         **options,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.notices import notice
+from pipeline.notices import notice, notifier
 from pipeline.notices.book import NoticeBook
 from pipeline.notices.destinations import Destinations
 from pipeline.notices.log import NoticeWriter, Record, read_book, request_report
@@ -145,8 +145,9 @@ async def test_the_other_replica_goes_on_where_one_leaves(
 
 
 async def test_what_is_under_way_when_a_replica_leaves_is_not_sent_twice(
-    place: tuple[Place, MailBox, Receiver],
+    place: tuple[Place, MailBox, Receiver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(notifier, "FINISH_S", WAIT_S)  # however busy the machine is
     made, _, at = place
     sent = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -274,8 +275,6 @@ async def test_a_request_is_answered_once_its_report_is_out(
 async def test_more_than_may_wait_are_claimed_as_others_go_out(
     place: tuple[Place, MailBox, Receiver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.notices import notifier
-
     monkeypatch.setattr(notifier, "MAX_PENDING", 3)
     made, box, _ = place
     made.levels.drafts = [draft(f"n{n}", to=("mailto:a@b.c",)) for n in range(8)]

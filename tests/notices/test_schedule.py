@@ -66,6 +66,7 @@ async def clock(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Clock:
     client = {"bootstrap_servers": settings.kafka_bootstrap or ""}
     await create_or_check_topics(client, Topics(settings.topic_prefix), 1)
     monkeypatch.setattr(notifier, "_now_ms", clock.now_ms)
+    monkeypatch.setattr(notifier, "FINISH_S", WAIT_S)  # what is sent is recorded, however slowly
     return clock
 
 
