@@ -6,6 +6,7 @@
 import asyncio
 import contextlib
 import json
+import signal
 import tempfile
 import time
 import uuid
@@ -123,6 +124,11 @@ class Site:
                 body = {"display_name": display_name, "email": email}
                 client.put(f"/v1/names/{scope}", json=body).raise_for_status()
             asyncio.run(self._send_days(days, events_a_day))
+        self.wait_counted()
+
+    def wait_counted(self) -> None:
+        """Returns once all that was sent is judged, and what was accepted is in the ledger."""
+        with self.http() as client:
             self.wait(lambda: asyncio.run(self._accepted()) == _requests(client))
 
     async def _accepted(self) -> int | None:
@@ -193,6 +199,17 @@ class Site:
         # A loop may run in this thread already, which is Playwright's.
         with ThreadPoolExecutor(1) as thread:
             thread.submit(asyncio.run, send()).result(WAIT_S)
+
+    @contextlib.contextmanager
+    def paused(self, part: str) -> Iterator[None]:
+        """A part that stands still meanwhile."""
+        assert self.deployment is not None
+        child = self.deployment.children[part]
+        child.send(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            child.send(signal.SIGCONT)
 
     def wait(self, condition: Any) -> None:
         """Returns once ``condition()`` holds."""

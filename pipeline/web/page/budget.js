@@ -10,7 +10,7 @@ import { badge, button, capBar, card, field, head, notice, select, table, toggle
 
 const PATHS = { port: "ports", group: "groups", org: "organizations", all: "all" };
 const TITLES = { port: "Port", group: "Group", org: "Organisation" };
-const REFRESH_MS = 2_000;
+const REFRESH_MS = [2_000, 5_000, 15_000, 45_000]; // once would miss a ledger that is further behind
 const MAIL = /^[^\s@:/]+@[^\s@:/]+$/;
 const BETWEEN = /\s+|[,;](?=https?:\/\/|mailto:|[^\s,;@/]+@)/; // an address may hold a comma itself
 const WEB = /^https?:\/\/[^/]/;
@@ -41,6 +41,7 @@ export async function budgetCard({ place, usagePlace, scope, path, page, unit = 
   const asked = { unit: page.search.get("unit") ?? unit, period: page.search.get("period") ?? period };
   let shown = null;
   let refreshing = 0;
+  let taken = 0;
 
   const read = () => get(`/v1/usage/${path}${query(asked)}`, page.signal);
   const standing = h("div", { className: "standing" });
@@ -127,22 +128,36 @@ export async function budgetCard({ place, usagePlace, scope, path, page, unit = 
 
   function take(name, data) {
     if (name !== "state" || data.unit !== asked.unit || data.period !== asked.period || data.scope !== shown.scope) return;
+    taken += 1;
     const before = shown.status;
     shown = { ...shown, used: data.used, remaining: data.remaining, soft_cap: data.soft_cap, hard_cap: data.hard_cap, status: data.status, enabled: data.status !== "disabled", resets_at: data.resets_at, unpriced_events: data.unpriced_events };
     drawStanding();
+    tell(before);
+    refreshLater(0);
+  }
+
+  function tell(before) {
     if (before !== shown.status) announce(`Budget: ${STATUSES[shown.status]}`);
+  }
+
+  function refreshLater(turn) {
     window.clearTimeout(refreshing);
-    refreshing = window.setTimeout(refresh, REFRESH_MS);
+    if (page.signal.aborted || turn === REFRESH_MS.length) return;
+    refreshing = window.setTimeout(() => { refresh(); refreshLater(turn + 1); }, REFRESH_MS[turn]);
   }
 
   /** What the ledger knows follows a moment later; what is typed in the form stays. */
   async function refresh() {
+    const asOf = taken;
     try {
       const fresh = await read();
       if (page.signal.aborted || fresh.unit !== asked.unit || fresh.period !== asked.period) return;
+      if (taken !== asOf) return; // older than the state that came meanwhile
+      const before = shown.status;
       shown = fresh;
       drawStanding();
       drawUsage();
+      tell(before);
     } catch { /* the next state tries again */ }
   }
 
