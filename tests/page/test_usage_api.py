@@ -24,6 +24,7 @@ Row = dict[str, Any]
 @pytest.fixture(scope="module")
 def entries(site: Site) -> list[Row]:
     """Every row of the ledger."""
+    site.wait_counted()
     assert site.address is not None
     client = connect(site.address)
     columns = (
