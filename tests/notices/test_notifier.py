@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.notices import notice, notifier
+from pipeline.notices import log, notice, notifier
 from pipeline.notices.book import NoticeBook
 from pipeline.notices.destinations import Destinations
 from pipeline.notices.log import NoticeWriter, Record, read_book, request_report
@@ -87,7 +87,11 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-async def place(kafka: str, topic_prefix: str) -> AsyncIterator[tuple[Place, MailBox, Receiver]]:
+async def place(
+    kafka: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Place, MailBox, Receiver]]:
+    # A client that is given up while Kafka stands still leaves its connections to the collector.
+    monkeypatch.setattr(log, "STOP_TIMEOUT_S", WAIT_S)
     with mail_box(MailBox()) as box, receiver(Receiver()) as at:
         settings = {
             "TALLYPORT_SMTP_URL": box.url,

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from pipeline.notices import notifier
+from pipeline.notices import log, notifier
 from pipeline.notices.book import BEGUN, REQUEST, NoticeBook
 from pipeline.notices.destinations import Destinations
 from pipeline.notices.log import begun_json, read_book
@@ -67,6 +67,7 @@ async def clock(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Clock:
     await create_or_check_topics(client, Topics(settings.topic_prefix), 1)
     monkeypatch.setattr(notifier, "_now_ms", clock.now_ms)
     monkeypatch.setattr(notifier, "FINISH_S", WAIT_S)  # what is sent is recorded, however slowly
+    monkeypatch.setattr(log, "STOP_TIMEOUT_S", WAIT_S)  # and no client is given up half closed
     return clock
 
 
