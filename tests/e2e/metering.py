@@ -15,9 +15,10 @@ from clickhouse_connect.driver.client import Client
 from pipeline.core.cells import sum_totals
 from pipeline.ledger.client import LedgerAddress, connect
 from pipeline.settings import Settings
-from pipeline.stream.reader import read_to_end
+from pipeline.stream.reader import read_to_end, record_ends
 from pipeline.stream.tables import read_tables
 from pipeline.stream.topics import Topics, create_or_check
+from tests.decided import until_decided
 from tests.processes import RETRY_BACKOFF_MS, WAIT_S, PartProcess
 from tests.stream.conftest import url_of
 from tests.stream.worker_deployment import Cells, count, home_of, policy_key
@@ -127,7 +128,7 @@ class Metering:
             while True:
                 views = await read_tables(self.client, self.topics, list(range(self.partitions)))
                 # Only now: a table that passes a misrouted event does so after its copy was sent.
-                ends = await self._ends(self.topics.events)
+                ends = await record_ends(self.client, self.topics.events)
                 if all(views[p].next_offset >= end for p, end in ends.items()):
                     return
                 self._check_alive()
@@ -183,18 +184,13 @@ class Metering:
     async def states(self) -> dict[str, dict[str, Any]]:
         """The newest record of each key of ``budget.state`` that is no tombstone."""
         found: dict[str, dict[str, Any] | None] = {}
+        await until_decided(self.client, self.topics.state)
         async for records in read_to_end(self.client, self.topics.state):
             for record in records:
                 if not record.key.startswith(b"!"):
                     value = record.value
                     found[record.key.decode()] = None if value is None else json.loads(value)
         return {key: state for key, state in found.items() if state is not None}
-
-    async def _ends(self, topic: str) -> dict[int, int]:
-        ends: dict[int, int] = {}
-        async for records in read_to_end(self.client, topic):
-            ends[records[0].partition] = records[-1].offset + 1
-        return ends
 
     def _lacks_something(self) -> bool:
         rows = self.query("SELECT count() FROM usage_ledger")[0][0]

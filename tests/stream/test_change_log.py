@@ -27,6 +27,7 @@ from pipeline.stream.policy_log import (
 from pipeline.stream.rate_log import load_rates
 from pipeline.stream.rate_publishing import RatesRefused, completed, publish_rates
 from pipeline.stream.topics import Topics, create_or_check_topics
+from tests.decided import until_decided
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ class Place:
     topics: Topics
 
     async def policies(self) -> dict[str, Policy]:
+        await until_decided(self.client, self.topics.policies)
         return (await load_policies(self.client, self.topics)).policies
 
     async def changes(self, limit: int = 100) -> list[Change]:
         """All changes, oldest first."""
+        await until_decided(self.client, self.topics.changes)
         page = await read_changes(self.client, self.topics.changes, limit)
         return [change for _, change in page.changes[::-1]]
 
@@ -75,6 +78,7 @@ async def test_a_change_says_who_when_before_and_after(place: Place) -> None:
 async def test_pages_join(place: Place) -> None:
     for number in range(5):
         await write_policies(place.client, place.topics, "ann", [policy(number)])
+    await until_decided(place.client, place.topics.changes)
     caps: list[int] = []
     before: int | None = None
     while before != 0:
@@ -159,6 +163,7 @@ async def test_rates_are_published_once_with_their_change(place: Place) -> None:
     late = parse_rate({**given, "rate_id": "b", "effective_from": "2026-01-01T00:00:00Z"})
     with pytest.raises(RatesRefused, match="b: effective_from must be at least 60 s"):
         await publish_rates(place.client, topics, "ann", [rate, late], **limits)
+    await until_decided(place.client, topics.rates)
     found = await load_rates(place.client, topics.rates, 60)
     assert [used.rate.rate_id for used in found.used] == ["a"]
     [change] = await place.changes()

@@ -16,6 +16,7 @@ from pipeline.stream.reader import read_to_end
 from pipeline.stream.topics import Topics, create_or_check
 from pipeline.stream.transaction import FencedProducer, Outbox, Record
 from pipeline.stream.turns import TurnProducer
+from tests.decided import until_decided
 
 FENCED = (ProducerFenced, InvalidProducerEpoch)
 PARTITIONS = 3
@@ -52,6 +53,7 @@ def total(log: Log, partition: int, value: bytes) -> Outbox:
 
 
 async def totals(log: Log) -> list[bytes | None]:
+    await until_decided(log.client, log.topics.totals)
     return [
         record.value
         async for records in read_to_end(log.client, log.topics.totals)

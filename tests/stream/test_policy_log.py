@@ -19,6 +19,7 @@ from pipeline.stream.policy_log import (
     write_policies,
 )
 from pipeline.stream.topics import Topics, create_or_check_topics
+from tests.decided import until_decided
 
 DEADLINE_S = 60
 
@@ -61,6 +62,7 @@ async def test_what_was_written_is_loaded(client: dict[str, Any], topics: Topics
     await write_policy(client, topics, policy(2))
     await write_policy(client, topics, policy(3, "all"))
     assert await delete_policy(client, topics, policy(3, "all").key) > first
+    await until_decided(client, topics.policies)
     view = await load_policies(client, topics)
     assert view.policies == {"port:a%7Cb|tokens|month": policy(2)}
     assert view.invalid == []
@@ -78,6 +80,7 @@ async def test_an_invalid_record_leaves_the_last_valid_one(
     )
     for key in (in_log.key, in_registry.key, "org:o|cost|day"):
         await producer.send_and_wait(topics.policies, b"{}", key.encode(), partition=0)
+    await until_decided(client, topics.policies)
     view = await load_policies(client, topics)
     assert view.policies == {in_log.key: in_log, in_registry.key: in_registry}
     found = {invalid.key.decode(): invalid for invalid in view.invalid}

@@ -15,9 +15,10 @@ from aiokafka.structs import ConsumerRecord
 
 from pipeline.core.blocks import PricedBlock, decode_block
 from pipeline.record_headers import RawNamesBatch
-from pipeline.stream.reader import read_to_end
+from pipeline.stream.reader import end_offsets, read_to_end
 from pipeline.stream.tables import read_tables
 from pipeline.stream.topics import Topics, create_or_check_topics
+from tests.decided import until_decided
 from tests.group_members import forget_dead_members
 from tests.processes import RETRY_BACKOFF_MS, WAIT_S, PartProcess
 
@@ -210,6 +211,10 @@ class WorkerDeployment:
 
     async def read(self, topic: str) -> list[ConsumerRecord]:
         """All committed records of a topic, by partition and offset."""
+        await until_decided(self.client, topic)
+        return await self._read(topic)
+
+    async def _read(self, topic: str) -> list[ConsumerRecord]:
         found = [r async for records in read_to_end(self.client, topic) for r in records]
         return sorted(found, key=lambda record: (record.partition, record.offset))
 
@@ -238,8 +243,11 @@ class WorkerDeployment:
                 waiting = set(range(PARTITIONS))
                 while waiting:
                     batches = await consumer.getmany(timeout_ms=200)
-                    # Only now: a heartbeat that passes a misrouted event comes after its copy.
-                    ends = await self.ends(self.topics.events)
+                    # Only now: a heartbeat that passes a misrouted event comes after its copy,
+                    # though maybe before the copy is known to be committed.
+                    ends = await end_offsets(
+                        self.client, self.topics.events, range(PARTITIONS), committed=False
+                    )
                     self._check_alive()
                     for record in (r for records in batches.values() for r in records):
                         if record.key.startswith(b"!heartbeat|"):
@@ -269,7 +277,7 @@ class WorkerDeployment:
         """The newest record of each key of ``budget.state``, None for a tombstone."""
         return {
             record.key.decode(): None if record.value is None else json.loads(record.value)
-            for record in await self.read(self.topics.state)
+            for record in await self._read(self.topics.state)
             if not record.key.startswith(b"!heartbeat|")
         }
 
