@@ -18,6 +18,7 @@ from pipeline.audit.recount.events import read_event
 from pipeline.audit.recount.prices import Prices
 from pipeline.audit.report import AuditReport
 from pipeline.audit.run import run_audit
+from pipeline.core.budgets import OK
 from pipeline.core.money import format_nano, parse_nano
 from pipeline.core.policies import Policy, policy_from_object
 from pipeline.core.scopes import record_key
@@ -45,7 +46,7 @@ from producers.simulator import (
 )
 
 COUNTED_TIMEOUT_S = 60.0
-STATE_TIMEOUT_S = 20.0
+STATE_TIMEOUT_S = 60.0
 BURST_PAUSE_S = 0.02
 TOKENS_KEY = record_key(f"port:{CAPPED_PORT}", "tokens", "month")
 COST_KEY = record_key(f"port:{COST_CAPPED_PORT}", "cost", "month")
@@ -297,9 +298,19 @@ async def _send_burst(
             place = COST_KEY, format_nano(cost_nano)
         traffic.sent_s[place] = time.monotonic()
         futures.append(await publisher.send(record.value, record.key))
+        await _until_warned(watcher, *place)
         await asyncio.sleep(BURST_PAUSE_S)
     for placed in await asyncio.gather(*futures):
         traffic.note(placed.partition, placed.offset)
+
+
+async def _until_warned(watcher: StateWatcher, key: str, used: str) -> None:
+    """Whoever goes over the soft line waits until that is seen: a worker that is kept from working
+    meanwhile would publish a single state, beyond both lines."""
+    if Decimal(used) > Decimal(str(watcher.states[key]["soft_cap"])):
+        await watcher.until(
+            "the soft line", lambda: watcher.states[key]["status"] != OK, STATE_TIMEOUT_S
+        )
 
 
 def _arrivals(
