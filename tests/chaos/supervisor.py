@@ -157,7 +157,8 @@ class Supervisor:
         status = process.exit_status() or 0
         self._add_exit(slot, process, status)
         if status > 0 and not slot.end_expected:
-            slot.fault = process.fault  # another fault ended it before it came to its point
+            # Another fault ended it before it came to its point; the next one may have armed it.
+            slot.fault = slot.fault or process.fault
         quickly = now_s - slot.last_start_s < 5 and status > 0
         slot.start_at_s = now_s + (AGAIN_PAUSE_S if quickly else RESTART_PAUSE_S)
         slot.process, slot.end_expected = None, False
