@@ -174,7 +174,7 @@ async def test_a_late_day_is_summed_anew(desk: Desk) -> None:
     await desk.until_query(sql, [(1, 30)])
     runs = (
         f"SELECT count() > 0 FROM sink_manifests WHERE topic = '{desk.topics.resolved}' "
-        "AND has(days, toDate(now('UTC')) - 3)"
+        f"AND has(days, toDate('{past[:10]}'))"
     )
     await desk.until_query(runs, [(True,)])  # the run is written after its rows
     await desk.assert_sums_agree()
