@@ -145,6 +145,7 @@ async def _soft_then_hard(running: Running) -> None:
     await until(lambda: len(running.subjects(owner)) == 1, "a mail for the soft line")
     told = "Seven <7> (port:harbor-7) is over its soft line: 1,100 tokens of 1,000 tokens"
     assert told in running.subjects(owner)[0]
+    await until(lambda: len(_posted_to_owner(running)) == 1, "the same by webhook")
     await running.use(event("e3", input_tokens=1_000), event("e4", input_tokens=5_000))
     await until(lambda: len(running.subjects(owner)) == 2, "a mail for the hard cap")
     assert "has reached its hard cap" in running.subjects(owner)[1]
@@ -201,6 +202,10 @@ async def _report(running: Running) -> None:
 
 
 async def _nothing_again_after_a_restart(running: Running) -> None:
+    # What is under way would still come, and what is not recorded as sent is sent again.
+    async with asyncio.timeout(WAIT_S):
+        while (await running.get("/v1/notices"))["deliveries"]["pending"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
     before = len(running.box.taken), len(running.hook.posted)
     ids = [str(one.mail["Message-ID"]) for one in running.box.taken]
     assert len(set(ids)) == len(ids)
