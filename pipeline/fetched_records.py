@@ -93,20 +93,27 @@ class FetchedBytes:
         return batch
 
 
-class CompressedBatch:
-    """A batch of aiokafka's that it does not uncompress itself; all else is its own."""
+class BatchStandIn:
+    """Stands in for a batch of aiokafka's, whose own all is that is not said here."""
 
-    def __init__(self, batch: Any, data: bytes, uncompressed: Uncompressed) -> None:
+    def __init__(self, batch: Any) -> None:
         self._batch = batch
-        self._data = data
-        self._uncompressed = uncompressed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
 
     def __next__(self) -> Any:
-        """The record of a control batch, which is never compressed."""
+        """The record of a control batch."""
         return next(self._batch)
+
+
+class CompressedBatch(BatchStandIn):
+    """A batch that aiokafka does not uncompress itself."""
+
+    def __init__(self, batch: Any, data: bytes, uncompressed: Uncompressed) -> None:
+        super().__init__(batch)
+        self._data = data
+        self._uncompressed = uncompressed
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.records())

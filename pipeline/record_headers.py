@@ -11,7 +11,8 @@ from typing import Any
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record import default_records
 
-_WITH_HEADERS = 2
+from pipeline.core.record_format import FORMAT
+
 _RawBuilder: Any = default_records._DefaultRecordBatchBuilderPy  # pyright: ignore[reportPrivateUsage]
 
 
@@ -26,7 +27,7 @@ class RawNamesBatch(BatchBuilder):
     def __init__(self, size_bytes: int, compression: int, *, is_transactional: bool) -> None:
         super().__init__(size_bytes, compression, is_transactional=is_transactional)
         self._builder = _RawBuilder(
-            _WITH_HEADERS,
+            FORMAT,
             compression,
             is_transactional=is_transactional,
             producer_id=-1,

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from aiokafka.producer.message_accumulator import BatchBuilder
 
+from pipeline.core.record_format import FORMAT, IS_TRANSACTIONAL
 from pipeline.native.batches import checksum
 
 _BEFORE_SUM: Final = struct.Struct(">qiib")
@@ -20,7 +21,7 @@ _SUM_BYTES: Final = 4
 _HEADER_BYTES: Final = _BEFORE_SUM.size + _SUM_BYTES + _SUMMED.size
 _BEFORE_LENGTH: Final = struct.calcsize(">qi")
 _MAX_RECORD_OVERHEAD: Final = 32
-_FORMAT, _IS_TRANSACTIONAL, _NO_LEADER_EPOCH = 2, 0x10, -1
+_NO_LEADER_EPOCH = -1
 
 LARGE_BYTES: Final = 16 * 1024
 """From here on a value is large."""
@@ -37,7 +38,7 @@ class LargeValueBatch(BatchBuilder):
     def __init__(self, size_bytes: int, *, is_transactional: bool) -> None:
         super().__init__(size_bytes, 0, is_transactional=is_transactional)
         self._limit_bytes = size_bytes
-        self._attributes = _IS_TRANSACTIONAL if is_transactional else 0
+        self._attributes = IS_TRANSACTIONAL if is_transactional else 0
         self._pieces: list[bytes] = []
         self._filled_bytes = _HEADER_BYTES
         self._stamp_ms = int(time.time() * 1000)
@@ -89,7 +90,7 @@ class LargeValueBatch(BatchBuilder):
                 self._attributes, count - 1, stamp_ms, stamp_ms, *self._producer, count
             )
             length = self._filled_bytes - _BEFORE_LENGTH
-            before = _BEFORE_SUM.pack(0, length, _NO_LEADER_EPOCH, _FORMAT)
+            before = _BEFORE_SUM.pack(0, length, _NO_LEADER_EPOCH, FORMAT)
             buffer = bytearray(b"".join((before, bytes(_SUM_BYTES), summed, *self._pieces)))
             summed_from = len(before) + _SUM_BYTES
             struct.pack_into(">I", buffer, len(before), checksum(buffer, summed_from))

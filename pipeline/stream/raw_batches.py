@@ -13,7 +13,6 @@ from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatch
 
 from pipeline.careful_records import CarefulRecords
-from pipeline.core.record_columns import RecordColumns
 from pipeline.core.record_format import (
     COMPRESSION,
     FORMAT,
@@ -23,7 +22,7 @@ from pipeline.core.record_format import (
     SUMMED_FROM,
     batches,
 )
-from pipeline.fetched_records import CompressedBatch, Uncompressed
+from pipeline.fetched_records import BatchStandIn, CompressedBatch, Uncompressed
 from pipeline.native.batches import BatchReader, checksum
 
 RUN_RECORDS = 100
@@ -41,17 +40,8 @@ def is_raw(data: bytes) -> bool:
     return all(magic == FORMAT for _, _, magic in batches(data))
 
 
-class BatchOfRuns:
-    """A batch of aiokafka's that gives lists of records; all else is its own."""
-
-    def __init__(self, batch: Any) -> None:
-        self._batch = batch
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._batch, name)
-
-    def __next__(self) -> Any:
-        return next(self._batch)
+class BatchOfRuns(BatchStandIn):
+    """A batch that gives lists of records."""
 
     def __iter__(self) -> Iterator[Run]:
         batch = self._batch
@@ -123,19 +113,16 @@ class RawBatch:
         return next(DefaultRecordBatch(self.data))
 
     def __iter__(self) -> Iterator[Run]:
-        records = self._columns()
+        is_compressed = self._attributes & COMPRESSION
+        records = self.uncompressed.whole(self.data) if is_compressed else self.data[HEADER.size :]
         if records is None:
+            yield from BatchOfRuns(self.uncompressed.one_by_one(self.data, is_large=True))
+            return
+        columns = self.reader.read(self.data, records)
+        if columns is None:
             batch = DefaultRecordBatch(self.data)
-            is_compressed = self._attributes & COMPRESSION
             yield from BatchOfRuns(
                 CompressedBatch(batch, self.data, self.uncompressed) if is_compressed else batch
             )
-        elif len(records):
-            yield Run(int(records.offsets[-1]), records)
-
-    def _columns(self) -> RecordColumns | None:
-        """The records as columns; None of a batch that is malformed or too large for that."""
-        if self._attributes & COMPRESSION:
-            records = self.uncompressed.whole(self.data)
-            return None if records is None else self.reader.read(self.data, records)
-        return self.reader.read(self.data, self.data[HEADER.size :])
+        elif len(columns):
+            yield Run(int(columns.offsets[-1]), columns)
