@@ -4,16 +4,10 @@ A commit is answered before its markers have reached every partition that it wro
 whoever asks one of these where it ends, committed records only, is told that it ends before them.
 """
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-
-from pipeline.stream.reader import topic_partitions
-from tests.processes import WAIT_S
-
-POLL_S = 0.02
+from pipeline.stream.reader import record_ends
 
 
 async def until_decided(client: Mapping[str, Any], *topics: str) -> None:
@@ -21,16 +15,5 @@ async def until_decided(client: Mapping[str, Any], *topics: str) -> None:
 
     ``client`` holds aiokafka's connection arguments.
     """
-    async with asyncio.timeout(WAIT_S):
-        for topic in topics:
-            appended = await _ends(client, topic, "read_uncommitted")
-            decided = await _ends(client, topic, "read_committed")
-            while any(decided[partition] < end for partition, end in appended.items()):
-                await asyncio.sleep(POLL_S)
-                decided = await _ends(client, topic, "read_committed")
-
-
-async def _ends(client: Mapping[str, Any], topic: str, level: str) -> dict[int, int]:
-    async with AIOKafkaConsumer(**client, isolation_level=level) as consumer:
-        tps = [TopicPartition(topic, p) for p in await topic_partitions(consumer, topic)]
-        return {tp.partition: end for tp, end in (await consumer.end_offsets(tps)).items()}
+    for topic in topics:
+        await record_ends(client, topic)

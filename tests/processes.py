@@ -26,6 +26,13 @@ async def until(condition: Callable[[], bool], poll_s: float = POLL_S) -> None:
         await asyncio.sleep(poll_s)
 
 
+def peak_kib(pid: int) -> int:
+    """The most memory that a process has held."""
+    status = Path(f"/proc/{pid}/status").read_text("utf-8")
+    [peak] = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(peak.split()[1])
+
+
 class PartProcess(ChildProcess):
     """``tallyport PART`` on the settings ``environ``; everything it prints goes to ``log_file``.
 
@@ -54,13 +61,6 @@ class PartProcess(ChildProcess):
     def error(self) -> str:
         """The last line it has written that tells of an error; empty without one."""
         return last_error(self.log_file, self._log_start)
-
-    @property
-    def peak_mib(self) -> int:
-        """The most memory that it has held."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        [peak] = [line for line in status.splitlines() if line.startswith("VmHWM")]
-        return int(peak.split()[1]) // 1024
 
     @property
     def printed(self) -> str:

@@ -2,14 +2,13 @@
 
 import subprocess
 import sys
-import time
 from typing import Any
 from unittest import mock
 
 import pytest
 from aiokafka.consumer.fetcher import FetchResult
 from aiokafka.errors import CorruptRecordException
-from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,12 +25,10 @@ from pipeline.core.corrections import MAX_CORRECTION_BYTES
 from pipeline.core.event_codec import MAX_EVENT_BYTES
 from pipeline.fetched_records import MAX_TURN_BYTES, MAX_WHOLE_BYTES, BoundedResult
 from tests.compressed_batches import Blanks, Given, zstd_batch
+from tests.native.test_batches import RECORDS, encoded
 from tests.test_record_headers import TP, decoded
 
 MIB = 1024 * 1024
-NULLABLE = st.one_of(st.none(), st.binary(max_size=5), st.integers(60, 70).map(bytes))
-HEADERS = st.lists(st.tuples(st.text(max_size=4), NULLABLE), max_size=3)
-RECORDS = st.lists(st.tuples(NULLABLE, NULLABLE, HEADERS), min_size=1, max_size=20)
 SMALL = Given(b"k", b"small", ((b"h", b"x"),))
 
 
@@ -42,21 +39,12 @@ def parts(record: Any) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def built(records: Any, compression: int, *, append_time: bool) -> bytes:
-    builder = DefaultRecordBatchBuilder(2, compression, 0, -1, -1, 0, 1 << 20)
-    for number, (key, value, headers) in enumerate(records):
-        builder.append(number, 1_700_000_000_000 + number * 7, key, value, headers)
-    batch = bytearray(builder.build())
-    batch[22] |= 8 * append_time
-    return bytes(batch)
-
-
 @settings(max_examples=200, deadline=None)
-@given(RECORDS, st.sampled_from([0, 1, 2, 3, 4]), st.booleans(), st.booleans())
+@given(RECORDS, st.sampled_from([0, 1, 2, 3, 4]), st.sampled_from([-1, 5]), st.booleans())
 def test_careful_reading_finds_what_aiokafka_reads(
-    records: Any, compression: int, append_time: bool, cuts: bool
+    records: Any, compression: int, append_time: int, cuts: bool
 ) -> None:
-    data = built(records, compression, append_time=append_time)
+    data = encoded(records, compression=compression, append_time=append_time)
     expected = [*map(parts, DefaultRecordBatch(data))]
     careful = CarefulRecords(data, cuts=cuts)
     assert [*map(parts, careful)] == expected
@@ -68,11 +56,10 @@ def test_careful_reading_finds_what_aiokafka_reads(
 def test_a_batch_is_read_alike_whole_and_one_by_one(
     records: Any, compression: int, whole_bytes: int
 ) -> None:
-    data = built(records, compression, append_time=False)
+    data = encoded(records, compression=compression)
     expected = [*map(parts, DefaultRecordBatch(data))]
-    plain = bytearray(data)
     with mock.patch.object(fetched_records, "MAX_WHOLE_BYTES", whole_bytes):
-        records = decoded(bytes(plain))
+        records = decoded(data)
         assert [parts(record) for record in records] == expected
 
 
@@ -80,7 +67,7 @@ def test_a_batch_is_read_alike_whole_and_one_by_one(
 @given(RECORDS, st.data())
 def test_what_breaks_the_format_is_corrupt_or_another_record(records: Any, drawn: Any) -> None:
     """Never another error, and no memory for what a length claims."""
-    data = bytearray(built(records, 0, append_time=False))
+    data = bytearray(encoded(records))
     data[drawn.draw(st.integers(61, len(data) - 1))] ^= drawn.draw(st.integers(1, 255))
     try:
         found = [*map(parts, CarefulRecords(bytes(data), cuts=drawn.draw(st.booleans())))]
@@ -128,16 +115,12 @@ def test_the_largest_record_is_whole() -> None:
 
 
 READ = """
-import pathlib, sys
+import os, sys
+from tests.processes import peak_kib
 from tests.test_record_headers import decoded
 
-def peak_kb():
-    status = pathlib.Path("/proc/self/status").read_text()
-    [line] = [line for line in status.splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1])
-
-data, before_kb = sys.stdin.buffer.read(), peak_kb()
-print(*(record.headers[0][0] for record in decoded(data)), peak_kb() - before_kb)
+data, before_kib = sys.stdin.buffer.read(), peak_kib(os.getpid())
+print(*(record.headers[0][0] for record in decoded(data)), peak_kib(os.getpid()) - before_kib)
 """
 
 
@@ -149,9 +132,9 @@ def test_gigabytes_take_no_memory() -> None:
         [sys.executable, "-c", READ], input=data, capture_output=True, timeout=120, check=False
     )
     assert read.returncode == 0, read.stderr.decode()
-    *names, peak_kb = read.stdout.decode().split()
+    *names, grown_kib = read.stdout.decode().split()
     assert names == ["h", *[CUT_FROM] * 4, "h"]
-    assert int(peak_kb) < 64 * 1024
+    assert int(grown_kib) < 64 * 1024
 
 
 class Fetched:
@@ -190,7 +173,7 @@ def test_a_turn_ends_with_its_bytes() -> None:
 def test_small_batches_come_in_turns_as_well() -> None:
     data = b""
     for number in range(9):
-        batch = zstd_batch([Given(b"k", Blanks(MAX_WHOLE_BYTES - 100))], int(time.time() * 1000))
+        batch = zstd_batch([Given(b"k", Blanks(MAX_WHOLE_BYTES - 100))], 1_000)
         data += number.to_bytes(8, "big") + batch[8:]
     result = BoundedResult(TP, assignment=Fetched(), partition_records=decoded(data), backoff=0)
     found = turns(result)
